@@ -1,0 +1,5 @@
+//! Views over the messages that etherparse has no type for, or not the one a switch wants.
+
+pub mod igmp;
+pub mod membership;
+pub mod mld;

@@ -1,0 +1,18 @@
+//! Flows: keys, masks, caches, learned state. No I/O, no clock: time is an argument.
+
+pub mod action;
+pub mod epoch;
+pub mod exact;
+pub mod extract;
+pub mod fdb;
+pub mod field;
+pub mod flow;
+pub mod id;
+pub mod key;
+pub mod mask;
+pub mod mcast;
+pub mod megaflow;
+pub mod places;
+mod sync;
+pub mod text;
+pub mod time;

@@ -1,0 +1,193 @@
+//! The readers' side: each searches the subtables in the order in which it has hit them.
+#![allow(unsafe_code)]
+
+use std::cell::Cell;
+use std::cmp::Reverse;
+use std::sync::Arc;
+
+use super::Megaflows;
+use super::subtable::{FlowRef, SHARDS, Subtable};
+use crate::epoch::Member;
+use crate::key::FlowKey;
+use crate::mask::Mask;
+use crate::places::Places;
+use crate::sync::Ordering;
+
+/// Lookups between two rankings of the masks; a ranking sorts as many numbers as there are masks.
+const RANK_EVERY: u32 = 1 << 16;
+
+/// A thread's view of the table.
+///
+/// A poller has one for its life, [quiesces](Reader::quiesce) once per poll and [parks](Reader::park) when it
+/// sleeps: a reader that does neither keeps everything from being freed. What it found borrows the reader, so
+/// it cannot be kept beyond either.
+#[derive(Debug)]
+pub struct Reader {
+    table: Arc<Megaflows>,
+    member: Member,
+    /// The version that `order` belongs to.
+    version: u64,
+    /// The taken slots, most often hit first.
+    order: Vec<usize>,
+    /// What any of the masks looks at, by word.
+    looked_at: Vec<(usize, u64)>,
+    /// Hits by slot, fading.
+    hits: Box<[Cell<u32>]>,
+    lookups: Cell<u32>,
+}
+
+/// How far a visit of all flows has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Cursor {
+    slot: usize,
+    shard: usize,
+}
+
+impl Reader {
+    pub(super) fn new(table: Arc<Megaflows>) -> Self {
+        let member = table.epoch.join();
+        let hits = vec![Cell::new(0); table.slots.len()].into();
+        let (order, looked_at) = (Vec::new(), Vec::new());
+        let mut reader = Reader { table, member, version: 0, order, looked_at, hits, lookups: Cell::new(0) };
+        reader.rank();
+        reader
+    }
+
+    /// The flow that matches `key`.
+    ///
+    /// It may be outdated, or removed while we looked: follow it only if its generation is the current one.
+    #[inline]
+    pub fn lookup(&self, key: &FlowKey) -> Option<FlowRef<'_>> {
+        self.lookups.set(self.lookups.get().wrapping_add(1));
+        if self.version == self.table.version.load(Ordering::Acquire) {
+            self.order.iter().find_map(|slot| self.lookup_in(*slot, key))
+        } else {
+            // A mask came or went in this poll: search what there is, in any order, until the next `quiesce`.
+            (0..self.hits.len()).find_map(|slot| self.lookup_in(slot, key))
+        }
+    }
+
+    /// As [`Reader::lookup`], for all of `keys` (at most [`Places::MAX`]) that are `wanted`; those found come one by
+    /// one, with their place. Many together cost less than one by one: their cache misses overlap.
+    #[inline]
+    pub fn lookup_each<'r>(
+        &'r self,
+        keys: &[FlowKey],
+        mut wanted: Places,
+        mut found: impl FnMut(usize, FlowRef<'r>),
+    ) {
+        self.lookups.set(self.lookups.get().wrapping_add(wanted.len() as u32));
+        if self.version != self.table.version.load(Ordering::Acquire) {
+            return wanted
+                .for_each(|place| self.lookup(&keys[place]).into_iter().for_each(|flow| found(place, flow)));
+        }
+        for &slot in &self.order {
+            if wanted.is_empty() {
+                return;
+            }
+            let Some(subtable) = self.subtable(slot) else { continue };
+            let before = wanted.len();
+            subtable.find_each(keys, &mut wanted, &mut found);
+            let hits = self.hits[slot].get().saturating_add((before - wanted.len()) as u32);
+            self.hits[slot].set(hits);
+        }
+    }
+
+    /// A hash of those bits of `key` that any mask looked at when this reader last ranked them. So keys that differ
+    /// elsewhere only have the same hash, as they have the same flow.
+    #[inline]
+    pub fn hash(&self, key: &FlowKey) -> u64 {
+        key.hash_under(self.looked_at.iter().copied())
+    }
+
+    #[inline]
+    fn lookup_in(&self, slot: usize, key: &FlowKey) -> Option<FlowRef<'_>> {
+        let found = self.subtable(slot)?.find(key)?;
+        self.hits[slot].set(self.hits[slot].get().saturating_add(1));
+        Some(found)
+    }
+
+    #[inline]
+    fn subtable(&self, slot: usize) -> Option<&Subtable> {
+        // SAFETY: the member is online while it is not borrowed mutably, and it is borrowed with `self`.
+        unsafe { self.table.subtable(slot) }
+    }
+
+    /// Visits flows from `cursor` on, shard by shard, until `budget` flows and shards were visited; says
+    /// where to go on, or that it is through. It exceeds the budget by less than one shard.
+    ///
+    /// A flow that is there from the first visit to the last is visited once, whatever comes and goes
+    /// meanwhile.
+    pub fn visit(&self, mut cursor: Cursor, budget: usize, mut f: impl FnMut(FlowRef<'_>)) -> Option<Cursor> {
+        let mut spent = 0;
+        while cursor.slot < self.hits.len() {
+            if spent >= budget {
+                return Some(cursor);
+            }
+            spent += 1;
+            if let Some(subtable) = self.subtable(cursor.slot) {
+                subtable.flows(cursor.shard).for_each(|flow| {
+                    spent += 1;
+                    f(flow);
+                });
+                cursor.shard += 1;
+            }
+            if cursor.shard == SHARDS || self.subtable(cursor.slot).is_none() {
+                cursor = Cursor { slot: cursor.slot + 1, shard: 0 };
+            }
+        }
+        None
+    }
+
+    /// Says that nothing is held, once per poll; and now and then ranks the masks.
+    #[inline]
+    pub fn quiesce(&mut self) {
+        self.member.quiesce();
+        let outdated = self.version != self.table.version.load(Ordering::Relaxed);
+        if outdated || self.lookups.get() >= RANK_EVERY {
+            self.rank();
+        }
+    }
+
+    /// Runs `sleep` while holding up nobody.
+    pub fn park<R>(&mut self, sleep: impl FnOnce() -> R) -> R {
+        self.member.park(sleep)
+    }
+
+    /// The table it reads.
+    pub fn table(&self) -> &Arc<Megaflows> {
+        &self.table
+    }
+
+    /// Puts the slots in the order of their hits; lets old hits fade.
+    fn rank(&mut self) {
+        self.version = self.table.version.load(Ordering::Acquire);
+        let taken = (0..self.hits.len()).filter(|slot| self.subtable(*slot).is_some());
+        self.order = taken.collect();
+        let masks = self.order.iter().filter_map(|slot| self.subtable(*slot)).map(|subtable| &subtable.mask);
+        self.looked_at = masks.fold(Mask::EMPTY, |all, mask| all.union(mask)).nonzero().collect();
+        self.order.sort_unstable_by_key(|slot| Reverse(self.hits[*slot].get()));
+        if self.lookups.replace(0) >= RANK_EVERY {
+            self.hits.iter().for_each(|hits| hits.set(hits.get() / 2));
+        }
+    }
+}
+
+#[cfg(all(test, not(feature = "loom")))]
+mod tests {
+    use super::super::tests::{ROOMY, flow, key, mask};
+    use super::*;
+
+    #[test]
+    fn the_mask_that_is_hit_is_searched_first() {
+        let table = Arc::new(Megaflows::new(ROOMY));
+        (0..8).for_each(|i| drop(table.insert(flow(&key(&[(i, 1)]), &mask(&[(i, 1)]), 1))));
+        let mut reader = table.reader();
+        let hot = key(&[(5, 1)]);
+        let slot = reader.order.iter().copied().find(|slot| reader.lookup_in(*slot, &hot).is_some()).unwrap();
+        while reader.order[0] != slot {
+            assert!(reader.lookup(&hot).is_some());
+            reader.quiesce();
+        }
+    }
+}

@@ -1,0 +1,534 @@
+//! Frames: owned bytes in one process-wide pool, with headroom in front.
+//!
+//! The pool has two classes. *Small* chunks of 2 KiB lie in the UMEM that every AF_XDP socket shares, so that
+//! XDP to XDP forwarding moves a descriptor and no byte; where the kernel gives no UMEM they lie in plain
+//! memory. *Big* chunks of 64 KiB and a little carry GSO and jumbo frames.
+//!
+//! A [`Frame`] is move-only and owns its chunk. It does not give the chunk back when dropped (that would cost
+//! a pointer and a branch per frame): whoever ends a frame's life calls [`FrameCache::free`], and the tests'
+//! conservation law finds whoever forgets.
+
+mod chatter;
+pub mod umem;
+
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use crossbeam::queue::ArrayQueue;
+use encap::offload::Offload;
+use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+use thiserror::Error;
+
+use self::umem::SharedUmem;
+
+/// Bytes of a small chunk: one UMEM chunk.
+pub const SMALL: usize = 2048;
+/// Bytes of a big chunk: the largest GSO frame (65,535 bytes of IP, an Ethernet header, tags) and headroom.
+pub const BIG: usize = 68 * 1024;
+/// Free bytes in front of a new frame. The kernel puts AF_XDP frames at the same place
+/// (`XDP_PACKET_HEADROOM`); the longest outer header, IPv6 + UDP + Geneve with options, fits.
+pub const HEADROOM: usize = 256;
+
+/// The longest frame in a small chunk.
+const SMALL_ROOM: usize = SMALL - HEADROOM;
+/// The longest frame there is.
+const BIG_ROOM: usize = BIG - HEADROOM;
+/// How many chunks a thread keeps for itself before it gives some back.
+const CACHE_MAX: usize = 512;
+/// How many chunks move between a thread and the pool at a time.
+const CACHE_STEP: usize = 64;
+/// The same for big chunks. There are few: a thread that frees what others allocate must not hoard them.
+const BIG_CACHE_MAX: usize = 8;
+/// The bit of a chunk number that says it is a big one.
+const BIG_BIT: u32 = 1 << 31;
+
+/// The pool cannot be made.
+#[derive(Debug, Error)]
+pub enum PoolError {
+    /// The kernel gives no memory.
+    #[error("cannot map {bytes} bytes for the frame pool: {source}; lower `frames` in [pool]")]
+    Map {
+        /// How much was asked for.
+        bytes: usize,
+        /// What the kernel said.
+        source: nix::Error,
+    },
+}
+
+/// The size of a pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PoolConfig {
+    /// Small chunks, 2 KiB each.
+    pub small: u32,
+    /// Big chunks, 68 KiB each; memory is used only once they are.
+    pub big: u32,
+    /// Where the small chunks lie.
+    pub memory: Memory,
+}
+
+/// Where a pool's small chunks lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Memory {
+    /// In a UMEM if the kernel allows, else in plain memory.
+    Umem,
+    /// In plain memory.
+    Plain,
+}
+
+/// An anonymous mapping, unmapped when dropped.
+struct Region {
+    base: NonNull<u8>,
+    len: usize,
+}
+
+#[allow(unsafe_code)]
+impl Region {
+    fn map(len: usize) -> Result<Self, PoolError> {
+        let size = std::num::NonZeroUsize::new(len.max(1)).expect("at least one byte");
+        // SAFETY: a fresh anonymous mapping aliases nothing.
+        let base = unsafe {
+            mmap_anonymous(
+                None,
+                size,
+                ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
+                MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE,
+            )
+        }
+        .map_err(|source| PoolError::Map { bytes: len, source })?;
+        Ok(Region { base: base.cast(), len: size.get() })
+    }
+}
+
+#[allow(unsafe_code)]
+impl Drop for Region {
+    fn drop(&mut self) {
+        // SAFETY: the mapping was made by `map` with this base and length, and frames do not outlive the pool.
+        let _ = unsafe { munmap(self.base.cast(), self.len) };
+    }
+}
+
+/// The memory of the small chunks.
+enum Small {
+    Umem(Arc<SharedUmem>),
+    Plain(Region),
+}
+
+/// All frames of the process.
+pub struct FramePool {
+    small: Small,
+    big: Region,
+    config: PoolConfig,
+    free_small: ArrayQueue<u32>,
+    free_big: ArrayQueue<u32>,
+    refused: Option<String>,
+}
+
+// SAFETY: the raw pointers are to memory the pool owns for its whole life; chunks are handed out one owner at
+// a time through the free lists.
+#[allow(unsafe_code)]
+unsafe impl Send for FramePool {}
+// SAFETY: as above; shared access only goes through the lock-free queues.
+#[allow(unsafe_code)]
+unsafe impl Sync for FramePool {}
+
+impl FramePool {
+    /// Makes a pool. With [`Memory::Umem`], a kernel that refuses a UMEM is no error: see
+    /// [`FramePool::umem_refused`].
+    ///
+    /// # Errors
+    /// [`PoolError::Map`] if there is not enough address space.
+    pub fn new(config: PoolConfig) -> Result<Arc<Self>, PoolError> {
+        let (small, refused) = match config.memory {
+            Memory::Plain => (None, None),
+            Memory::Umem => match SharedUmem::new(config.small) {
+                Ok(umem) => (Some(Small::Umem(Arc::new(umem))), None),
+                Err(why) => (None, Some(why)),
+            },
+        };
+        let small = match small {
+            Some(small) => small,
+            None => Small::Plain(Region::map(config.small as usize * SMALL)?),
+        };
+        let big = Region::map(config.big as usize * BIG)?;
+        let free_small = ArrayQueue::new(config.small.max(1) as usize);
+        let free_big = ArrayQueue::new(config.big.max(1) as usize);
+        (0..config.small).for_each(|i| free_small.push(i).expect("sized for all"));
+        (0..config.big).for_each(|i| free_big.push(i | BIG_BIT).expect("sized for all"));
+        Ok(Arc::new(FramePool { small, big, config, free_small, free_big, refused }))
+    }
+
+    /// Why there is no UMEM although one was asked for.
+    pub fn umem_refused(&self) -> Option<&str> {
+        self.refused.as_deref()
+    }
+
+    /// The UMEM that AF_XDP sockets share, if there is one.
+    pub fn umem(&self) -> Option<&Arc<SharedUmem>> {
+        match &self.small {
+            Small::Umem(umem) => Some(umem),
+            Small::Plain(_) => None,
+        }
+    }
+
+    /// The size it was made with.
+    pub fn config(&self) -> PoolConfig {
+        self.config
+    }
+
+    /// Chunks in the shared lists now (small, big); those in thread caches are not among them.
+    pub fn available(&self) -> (usize, usize) {
+        (self.free_small.len(), self.free_big.len())
+    }
+
+    #[allow(unsafe_code)]
+    fn base(&self, chunk: Chunk) -> NonNull<u8> {
+        let small = match &self.small {
+            Small::Umem(umem) => umem.base(),
+            Small::Plain(region) => region.base,
+        };
+        // SAFETY: chunk numbers come from the free lists, so the result lies inside its region.
+        unsafe {
+            if chunk.is_big() {
+                self.big.base.add((chunk.0 & !BIG_BIT) as usize * BIG)
+            } else {
+                small.add(chunk.0 as usize * SMALL)
+            }
+        }
+    }
+
+    fn put(&self, chunk: Chunk) {
+        let list = if chunk.is_big() { &self.free_big } else { &self.free_small };
+        list.push(chunk.0).expect("a chunk was given back twice");
+    }
+}
+
+/// The number of a chunk, for rings that hold bare addresses while a frame is with the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Chunk(pub(crate) u32);
+
+impl Chunk {
+    /// The small chunk that a UMEM address lies in.
+    #[inline]
+    pub fn of_umem(addr: usize) -> Chunk {
+        Chunk((addr / SMALL) as u32)
+    }
+
+    /// A small chunk by its number.
+    pub(crate) fn small(number: usize) -> Chunk {
+        Chunk(number as u32)
+    }
+
+    /// Its number in its class, from 0.
+    #[inline]
+    pub(crate) fn number(self) -> usize {
+        (self.0 & !BIG_BIT) as usize
+    }
+
+    /// Is it one of the 64 KiB class?
+    #[inline]
+    pub fn is_big(self) -> bool {
+        self.0 & BIG_BIT != 0
+    }
+
+    #[inline]
+    fn size(self) -> usize {
+        if self.is_big() { BIG } else { SMALL }
+    }
+}
+
+/// One frame: its bytes, from the destination address on, and what is left to do on them.
+#[must_use = "a frame must go to a port or back to the pool"]
+#[derive(Debug)]
+pub struct Frame {
+    base: NonNull<u8>,
+    chunk: Chunk,
+    head: u32,
+    len: u32,
+    /// Checksum and segmentation work that the sender left to us.
+    pub offload: Offload,
+}
+
+// SAFETY: a frame is the only owner of its chunk.
+#[allow(unsafe_code)]
+unsafe impl Send for Frame {}
+
+#[allow(unsafe_code)]
+impl Frame {
+    /// The bytes of the frame.
+    #[inline]
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: head + len never exceed the chunk, and this frame owns the chunk.
+        unsafe { std::slice::from_raw_parts(self.base.add(self.head as usize).as_ptr(), self.len as usize) }
+    }
+
+    /// The bytes of the frame, to edit in place.
+    #[inline]
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `bytes`; `&mut self` makes it the only reference.
+        unsafe {
+            std::slice::from_raw_parts_mut(self.base.add(self.head as usize).as_ptr(), self.len as usize)
+        }
+    }
+
+    /// All that the frame may grow into behind its head: the bytes a port reads into.
+    #[inline]
+    pub fn room_mut(&mut self) -> &mut [u8] {
+        let room = self.room();
+        // SAFETY: head + room is the end of the chunk.
+        unsafe { std::slice::from_raw_parts_mut(self.base.add(self.head as usize).as_ptr(), room) }
+    }
+}
+
+impl Frame {
+    /// Length in bytes, without FCS.
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.len as usize
+    }
+
+    /// True for a frame just allocated.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Free bytes in front.
+    #[inline]
+    pub fn headroom(&self) -> usize {
+        self.head as usize
+    }
+
+    /// The longest length the frame can have with its head where it is.
+    #[inline]
+    pub fn room(&self) -> usize {
+        self.chunk.size() - self.head as usize
+    }
+
+    /// The chunk it lies in.
+    #[inline]
+    pub fn chunk(&self) -> Chunk {
+        self.chunk
+    }
+
+    /// Sets the length, as after reading into [`Frame::room_mut`].
+    ///
+    /// # Panics
+    /// If `len` exceeds [`Frame::room`].
+    #[inline]
+    pub fn set_len(&mut self, len: usize) {
+        assert!(len <= self.room(), "{len} bytes in a frame with room for {}", self.room());
+        self.len = len as u32;
+    }
+
+    /// Makes the frame longer in front by `n` bytes of unspecified content. The offload moves along.
+    /// `None`, and no change, if the headroom is too short.
+    #[inline]
+    pub fn push_front(&mut self, n: usize) -> Option<&mut [u8]> {
+        let head = (self.head as usize).checked_sub(n)?;
+        self.offload = self.offload.shifted(n as isize)?;
+        self.head = head as u32;
+        self.len += n as u32;
+        Some(self.bytes_mut())
+    }
+
+    /// Moves the bytes to where a new frame's begin, [`HEADROOM`] bytes in.
+    ///
+    /// # Panics
+    /// If a small frame is too long for that.
+    #[inline]
+    pub(crate) fn settle(&mut self) {
+        let (head, len) = (self.head as usize, self.len());
+        if head != HEADROOM {
+            self.head = 0;
+            self.room_mut().copy_within(head..head + len, HEADROOM);
+            self.head = HEADROOM as u32;
+        }
+    }
+
+    /// Takes `n` bytes off the front. The offload moves along. `None`, and no change, if the frame is shorter.
+    #[inline]
+    pub fn pull_front(&mut self, n: usize) -> Option<&mut [u8]> {
+        let len = self.len().checked_sub(n)?;
+        self.offload = self.offload.shifted(-(n as isize))?;
+        self.head += n as u32;
+        self.len = len as u32;
+        Some(self.bytes_mut())
+    }
+}
+
+/// One thread's stock of free chunks: taking and giving back costs no atomic operation in the common case.
+pub struct FrameCache {
+    pool: Arc<FramePool>,
+    small: Vec<u32>,
+    big: Vec<u32>,
+}
+
+impl FrameCache {
+    /// A stock, empty at first.
+    pub fn new(pool: Arc<FramePool>) -> Self {
+        FrameCache { pool, small: Vec::with_capacity(CACHE_MAX + 1), big: Vec::new() }
+    }
+
+    /// The pool behind it.
+    pub fn pool(&self) -> &Arc<FramePool> {
+        &self.pool
+    }
+
+    /// An empty small frame, [`HEADROOM`] bytes in. `None` if the pool is empty.
+    #[inline]
+    pub fn alloc(&mut self) -> Option<Frame> {
+        let chunk = match self.small.pop() {
+            Some(chunk) => chunk,
+            None => self.refill()?,
+        };
+        Some(self.frame(Chunk(chunk), HEADROOM, 0))
+    }
+
+    /// An empty big frame, [`HEADROOM`] bytes in. `None` if the pool is empty.
+    pub fn alloc_big(&mut self) -> Option<Frame> {
+        let chunk = self.big.pop().or_else(|| self.pool.free_big.pop())?;
+        Some(self.frame(Chunk(chunk), HEADROOM, 0))
+    }
+
+    /// An empty frame of the class that holds `len` bytes.
+    #[inline]
+    pub fn alloc_for(&mut self, len: usize) -> Option<Frame> {
+        match len {
+            _ if len <= SMALL_ROOM => self.alloc(),
+            _ if len <= BIG_ROOM => self.alloc_big(),
+            _ => None,
+        }
+    }
+
+    /// A frame with these bytes and no offload. `None` if the pool is empty or `bytes` exceed a big frame.
+    pub fn from_bytes(&mut self, bytes: &[u8]) -> Option<Frame> {
+        let mut frame = self.alloc_for(bytes.len())?;
+        frame.set_len(bytes.len());
+        frame.bytes_mut().copy_from_slice(bytes);
+        Some(frame)
+    }
+
+    /// A second frame with the same bytes and the same offload.
+    #[inline]
+    pub fn copy(&mut self, frame: &Frame) -> Option<Frame> {
+        let mut copy = self.from_bytes(frame.bytes())?;
+        copy.offload = frame.offload;
+        Some(copy)
+    }
+
+    /// The frame of a chunk that comes back from the kernel: `len` bytes, `head` bytes in.
+    ///
+    /// # Safety
+    /// The caller owns the chunk (it came from [`FrameCache::release`]) and the kernel is done with it.
+    ///
+    /// # Panics
+    /// If head and length do not fit into the chunk.
+    #[inline]
+    #[allow(unsafe_code)]
+    pub(crate) unsafe fn reclaim(&self, chunk: Chunk, head: usize, len: usize) -> Frame {
+        self.frame(chunk, head, len)
+    }
+
+    #[inline]
+    fn frame(&self, chunk: Chunk, head: usize, len: usize) -> Frame {
+        assert!(head + len <= chunk.size(), "{len} bytes at {head} in a chunk of {}", chunk.size());
+        let base = self.pool.base(chunk);
+        Frame { base, chunk, head: head as u32, len: len as u32, offload: Offload::NONE }
+    }
+
+    /// Takes the frame apart: its chunk is now the caller's (the kernel's) until it comes back.
+    #[inline]
+    pub(crate) fn release(frame: Frame) -> Chunk {
+        frame.chunk
+    }
+
+    /// Ends a frame.
+    #[inline]
+    pub fn free(&mut self, frame: Frame) {
+        self.free_chunk(frame.chunk);
+    }
+
+    /// Gives back a chunk that was released.
+    #[inline]
+    pub(crate) fn free_chunk(&mut self, chunk: Chunk) {
+        let (stock, max) = match chunk.is_big() {
+            true => (&mut self.big, BIG_CACHE_MAX),
+            false => (&mut self.small, CACHE_MAX),
+        };
+        stock.push(chunk.0);
+        if stock.len() > max {
+            stock.drain(max - max / 8..).for_each(|c| self.pool.put(Chunk(c)));
+        }
+    }
+
+    #[cold]
+    fn refill(&mut self) -> Option<u32> {
+        self.small.extend((0..CACHE_STEP).map_while(|_| self.pool.free_small.pop()));
+        self.small.pop()
+    }
+}
+
+impl Drop for FrameCache {
+    fn drop(&mut self) {
+        let stock = self.small.drain(..).chain(self.big.drain(..));
+        stock.for_each(|c| self.pool.put(Chunk(c)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cache() -> FrameCache {
+        FrameCache::new(FramePool::new(PoolConfig { small: 8, big: 2, memory: Memory::Plain }).unwrap())
+    }
+
+    #[test]
+    fn the_pool_gives_each_chunk_once_and_takes_all_back() {
+        let mut cache = cache();
+        let frames: Vec<_> = std::iter::from_fn(|| cache.alloc()).collect();
+        assert_eq!(frames.len(), 8);
+        frames.into_iter().for_each(|f| cache.free(f));
+        let pool = cache.pool().clone();
+        drop(cache);
+        assert_eq!(pool.available(), (8, 2));
+    }
+
+    #[test]
+    fn who_frees_what_others_allocate_hoards_little() {
+        let pool = FramePool::new(PoolConfig { small: 2048, big: 16, memory: Memory::Plain }).unwrap();
+        let [mut giver, mut taker] = [pool.clone(), pool].map(FrameCache::new);
+        for _ in 0..10_000 {
+            taker.free(giver.alloc().unwrap());
+            taker.free(giver.alloc_big().unwrap());
+        }
+    }
+
+    #[test]
+    fn bytes_choose_their_class_and_copies_are_equal() {
+        let mut cache = cache();
+        for len in [0, 1, SMALL - HEADROOM, SMALL - HEADROOM + 1, BIG - HEADROOM] {
+            let bytes: Vec<u8> = (0..len).map(|i| i as u8).collect();
+            let frame = cache.from_bytes(&bytes).unwrap();
+            assert_eq!(frame.bytes(), &bytes[..]);
+            assert_eq!(frame.chunk().is_big(), len > SMALL - HEADROOM);
+            let copy = cache.copy(&frame).unwrap();
+            assert_eq!(copy.bytes(), frame.bytes());
+            cache.free(copy);
+            cache.free(frame);
+        }
+        assert!(cache.from_bytes(&vec![0; BIG]).is_none());
+    }
+
+    #[test]
+    fn the_front_moves_within_the_headroom_only() {
+        let mut cache = cache();
+        let mut frame = cache.from_bytes(b"payload").unwrap();
+        assert!(frame.push_front(HEADROOM + 1).is_none());
+        frame.push_front(4).unwrap()[..4].copy_from_slice(b"tag:");
+        assert_eq!(frame.bytes(), b"tag:payload");
+        assert_eq!(frame.pull_front(4).unwrap(), b"payload");
+        assert!(frame.pull_front(8).is_none());
+        cache.free(frame);
+    }
+}

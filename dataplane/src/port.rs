@@ -1,0 +1,117 @@
+//! Ports: where frames enter and leave. One file per kind, two verbs for all.
+
+mod linkstats;
+pub mod lossy;
+pub mod memory;
+pub mod netdev;
+pub mod packet;
+pub mod pcap;
+#[cfg(test)]
+pub(crate) mod rig;
+pub mod tap;
+pub mod vnet;
+pub mod xdp;
+
+use std::os::fd::BorrowedFd;
+
+use thiserror::Error;
+
+use crate::batch::Batch;
+use crate::frame::{Frame, FrameCache};
+
+/// One queue of an attachment, owned by one poller at a time.
+///
+/// A port with four queues is four of these. Frames never wait inside a port for anything but the kernel.
+pub trait Port: Send {
+    /// Appends frames that have arrived to `batch`, at most until it is full; does not block.
+    ///
+    /// # Errors
+    /// [`PortError::Gone`] once the interface is gone or down: the poller then stops asking until control
+    /// attaches the port again.
+    fn rx(&mut self, frames: &mut FrameCache, batch: &mut Batch) -> Result<(), PortError>;
+
+    /// Sends frames from the front of `batch`, in order; does not block. What stays in the batch had no room.
+    /// A frame the kernel refuses for its own sake is freed and not counted as sent. Only frames whose
+    /// offload is within [`Port::offloads`] are given to it.
+    ///
+    /// # Errors
+    /// [`PortError::Gone`] as for `rx`; the frames not yet sent stay in the batch.
+    fn tx(&mut self, frames: &mut FrameCache, batch: &mut Batch) -> Result<Sent, PortError>;
+
+    /// How a poller learns that `rx` has something.
+    fn readiness(&self) -> Readiness<'_> {
+        Readiness::Unknown
+    }
+
+    /// What a frame may leave to this port.
+    fn offloads(&self) -> Offloads {
+        Offloads::default()
+    }
+
+    /// What the kernel or the device lost before we saw it, since the port was made.
+    fn counters(&mut self) -> Counters {
+        Counters::default()
+    }
+
+    /// Gives all chunks that are still in rings back, before the port is dropped.
+    fn close(&mut self, frames: &mut FrameCache) {
+        let _ = frames;
+    }
+}
+
+/// How a poller learns that a queue has frames.
+#[derive(Debug, Clone, Copy)]
+pub enum Readiness<'a> {
+    /// `rx` sees it in shared memory, without a system call; the descriptor is to sleep on.
+    Ring(BorrowedFd<'a>),
+    /// `rx` takes a system call; the descriptor polls readable when it is worth one.
+    Call(BorrowedFd<'a>),
+    /// Only by asking: a poller with such a queue never sleeps.
+    Unknown,
+}
+
+/// What one `tx` put on the wire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Sent {
+    /// Frames (a GSO frame is one).
+    pub frames: u32,
+    /// Bytes, without FCS.
+    pub bytes: u64,
+}
+
+impl Sent {
+    /// Counts one more frame.
+    #[inline]
+    pub(crate) fn count(&mut self, frame: &Frame) {
+        self.frames += 1;
+        self.bytes += frame.len() as u64;
+    }
+}
+
+/// Offloads that a port takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Offloads {
+    /// Completes partial checksums.
+    pub csum: bool,
+    /// Cuts TCP over IPv4 and IPv6 (needs `csum`).
+    pub tso: bool,
+    /// Cuts UDP (needs `csum`).
+    pub uso: bool,
+}
+
+/// Losses below the port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counters {
+    /// Frames that arrived while there was no room for them.
+    pub rx_missed: u64,
+    /// Frames that arrived broken or longer than the port takes.
+    pub rx_errors: u64,
+}
+
+/// A port stopped working.
+#[derive(Debug, Error)]
+pub enum PortError {
+    /// The interface was removed, or set down.
+    #[error("interface is gone or down: {0}")]
+    Gone(std::io::Error),
+}

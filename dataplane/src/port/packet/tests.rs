@@ -1,0 +1,267 @@
+//! Against the kernel: each test in a network namespace of its own, with a veth pair as the cable.
+
+use std::net::UdpSocket;
+use std::time::Duration;
+
+use encap::field::{EtherType, MacAddr};
+use encap::offload::{Csum, Gso, Offload};
+
+use super::*;
+use crate::port::memory::Delivered;
+use crate::port::rig::{self, EXPERIMENTAL, RawSocket, conforms, in_namespace, ip, numbered, pool, wait};
+
+/// A cable between `near` and `far`, both up.
+fn cable() {
+    ip("link add near type veth peer name far");
+    ip("link set near up");
+    ip("link set far up");
+    let device = Netdev::open("near").unwrap();
+    wait("the carrier", || device.flags().unwrap().contains(InterfaceFlags::IFF_RUNNING).then_some(()));
+}
+
+fn one(name: &str) -> PacketPort {
+    open(name, 1).unwrap().pop().unwrap()
+}
+
+fn tagged(tags: &[VlanTag], number: u16, len: usize) -> Vec<u8> {
+    let mut frame = numbered(number, len);
+    for tag in tags.iter().rev() {
+        frame.splice(12..12, [tag.tpid.0.to_be_bytes(), tag.tci.to_be_bytes()].concat());
+    }
+    frame
+}
+
+#[test]
+fn it_conforms() {
+    in_namespace(|| {
+        cable();
+        conforms(one("near"), RawSocket::open("far"), pool());
+    });
+}
+
+#[test]
+fn tags_are_put_back() {
+    in_namespace(|| {
+        cable();
+        let mut port = one("near");
+        let far = RawSocket::open("far");
+        let (_, mut frames) = pool();
+        let [c, s] = [EtherType::VLAN, EtherType::QINQ].map(|tpid| VlanTag { tpid, tci: 0x7005 });
+        let zero = VlanTag { tpid: EtherType::VLAN, tci: 0 };
+        ip("link set near mtu 2000");
+        ip("link set far mtu 2000");
+        for tags in [&[][..], &[c], &[s], &[zero], &[s, c], &[c, c], &[c, c, s]] {
+            // 1796: fills a small frame when its tag is taken out.
+            for len in [64, 1514, 1795, 1796, 1797, 1800] {
+                let frame = tagged(tags, 3, len - 4 * tags.len());
+                far.send(&frame);
+                let ours = |bytes: &[u8]| bytes.ends_with(&frame[20..]);
+                let got = wait("the frame", || rig::receive(&mut port, &mut frames, ours));
+                assert_eq!(got.bytes, frame);
+            }
+        }
+    });
+}
+
+#[test]
+fn metadata_moves_with_a_tag() {
+    in_namespace(|| {
+        cable();
+        let [mut near, mut far] = ["near", "far"].map(one);
+        let (_, mut frames) = pool();
+        for (len, gso) in [(1000, Gso::None), (3000, Gso::Udp { size: 1000 })] {
+            let (mut frame, mut offload) =
+                rig::udp_with_partial_csum(MacAddr::BROADCAST, 9, &vec![0x77; len]);
+            frame.splice(12..12, [0x88, 0xa8, 0, 5, 0x81, 0, 0, 6]);
+            offload = Offload { gso, ..offload.shifted(8).unwrap() };
+            rig::send(&mut far, &mut frames, &frame, offload);
+            let ours = |bytes: &[u8]| bytes.ends_with(&[0x77; 100]);
+            let got = wait("the frame", || rig::receive(&mut near, &mut frames, ours));
+            assert_eq!(got, Delivered { bytes: frame, offload });
+        }
+    });
+}
+
+#[test]
+fn checksums_are_completed_by_the_kernel() {
+    in_namespace(|| {
+        cable();
+        let mut port = one("near");
+        let (_, mut frames) = pool();
+        ip("address add 10.0.0.1/24 dev far");
+        let socket = UdpSocket::bind("10.0.0.1:9").unwrap();
+        let mac = Netdev::open("far").unwrap().mac().unwrap();
+        let (frame, offload) = rig::udp_with_partial_csum(mac, 9, b"complete me");
+        rig::send(&mut port, &mut frames, &frame, offload);
+        rig::send(&mut port, &mut frames, &frame, Offload::NONE);
+        let mut buffer = [0; 64];
+        socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        let len = socket.recv(&mut buffer).unwrap();
+        assert_eq!(&buffer[..len], b"complete me");
+        socket.set_nonblocking(true).unwrap();
+        assert!(socket.recv(&mut buffer).is_err(), "nobody completed that checksum");
+    });
+}
+
+#[test]
+fn tcp_crosses_in_big_frames() {
+    in_namespace(|| {
+        let (longest, gso) = rig::tcp_between(|name| {
+            ip(&format!("link add {name} type veth peer name switch"));
+            ip(&format!("link set {name} up"));
+            ip("link set switch up");
+            Box::new(one("switch"))
+        });
+        assert!(longest > 9000, "the longest GSO frame had {longest} bytes");
+        assert_eq!(gso, Gso::Tcp4 { mss: 1448 });
+    });
+}
+
+#[test]
+fn udp_is_cut_by_the_kernel() {
+    in_namespace(|| {
+        cable();
+        let mut port = one("near");
+        if !port.offloads().uso {
+            eprintln!("skipped: this kernel does not cut UDP (Linux 6.2 does)");
+            return;
+        }
+        let (_, mut frames) = pool();
+        ip("address add 10.0.0.1/24 dev far");
+        let socket = UdpSocket::bind("10.0.0.1:9").unwrap();
+        let mac = Netdev::open("far").unwrap().mac().unwrap();
+        let payload: Vec<u8> = (0..2500u32).map(|i| i as u8).collect();
+        let (frame, mut offload) = rig::udp_with_partial_csum(mac, 9, &payload);
+        offload.gso = Gso::Udp { size: 1000 };
+        rig::send(&mut port, &mut frames, &frame, offload);
+        socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        for part in payload.chunks(1000) {
+            let mut buffer = [0; 3000];
+            let len = socket.recv(&mut buffer).unwrap();
+            assert_eq!(&buffer[..len], part);
+        }
+    });
+}
+
+#[test]
+fn what_the_kernel_refuses_is_freed_and_the_rest_goes() {
+    in_namespace(|| {
+        cable();
+        let mut port = one("near");
+        let far = RawSocket::open("far");
+        let (pool, mut frames) = pool();
+        let lie = Offload { csum: Csum::Partial { start: 500, offset: 6 }, gso: Gso::None };
+        let mut batch = Batch::new();
+        for (number, len, offload) in [
+            (0, 60, Offload::NONE),
+            (1, 1519, Offload::NONE),
+            (2, 60, lie),
+            (3, 4, Offload::NONE),
+            (4, 60, Offload::NONE),
+        ] {
+            let mut frame = frames.from_bytes(&numbered(number, len.max(16))[..len]).unwrap();
+            frame.offload = offload;
+            batch.push(frame);
+        }
+        assert_eq!(port.tx(&mut frames, &mut batch).unwrap(), Sent { frames: 2, bytes: 120 });
+        assert!(batch.is_empty());
+        for number in [0, 4] {
+            assert_eq!(wait("the frame", || far.receive()), numbered(number, 60));
+        }
+        drop(frames);
+        assert_eq!(pool.available(), (2048, 64));
+    });
+}
+
+#[test]
+fn what_overflows_the_buffer_is_counted() {
+    in_namespace(|| {
+        cable();
+        let mut port = one("near");
+        let far = RawSocket::open("far");
+        let (_, mut frames) = pool();
+        // More than the buffer holds, whatever the kernel reckons a frame to be.
+        (0..20_000).for_each(|number| far.send(&numbered(number, 1514)));
+        let mut received = 0;
+        while rig::receive(&mut port, &mut frames, |f| f[12..14] == EXPERIMENTAL).is_some() {
+            received += 1;
+        }
+        assert!(received > 100);
+        let missed = port.counters().rx_missed;
+        assert!(missed > 0);
+        assert_eq!(port.counters().rx_missed, missed, "losses are counted once");
+    });
+}
+
+#[test]
+fn our_own_frames_do_not_come_back() {
+    in_namespace(|| {
+        cable();
+        for queues in [1, 2] {
+            let mut ports = open("near", queues).unwrap();
+            let far = RawSocket::open("far");
+            let (_, mut frames) = pool();
+            rig::send(&mut ports[0], &mut frames, &numbered(1, 60), Offload::NONE);
+            assert_eq!(wait("the frame", || far.receive()), numbered(1, 60));
+            for port in &mut ports {
+                assert_eq!(rig::receive(port, &mut frames, |f| f[12..14] == EXPERIMENTAL), None);
+            }
+        }
+    });
+}
+
+#[test]
+fn queues_share_what_arrives() {
+    in_namespace(|| {
+        cable();
+        let mut ports = open("near", 4).unwrap();
+        let far = RawSocket::open("far");
+        let (_, mut frames) = pool();
+        (0..200).for_each(|number| {
+            let (frame, _) = rig::udp_with_partial_csum(MacAddr::BROADCAST, number, b"share");
+            far.send(&frame);
+        });
+        let mut got = [0; 4];
+        wait("all frames", || {
+            for (port, got) in ports.iter_mut().zip(&mut got) {
+                let mut batch = Batch::new();
+                port.rx(&mut frames, &mut batch).unwrap();
+                *got += batch.iter().filter(|frame| frame.bytes().ends_with(b"share")).count();
+                batch.drain(..).for_each(|frame| frames.free(frame));
+            }
+            (got.iter().sum::<usize>() >= 200).then_some(())
+        });
+        assert_eq!(got.iter().sum::<usize>(), 200, "each frame once: {got:?}");
+        assert!(got.iter().filter(|&&n| n > 0).count() > 1, "all on one queue: {got:?}");
+    });
+}
+
+#[test]
+fn down_or_deleted_is_gone() {
+    in_namespace(|| {
+        cable();
+        let mut port = one("near");
+        let (_, mut frames) = pool();
+        ip("link set near down");
+        let error = port.rx(&mut frames, &mut Batch::new()).unwrap_err();
+        assert!(error.to_string().starts_with("interface is gone or down"), "{error}");
+        rig::goes(&mut port, &mut frames);
+        assert!(matches!(open("near", 1), Err(PacketError::Down { .. })));
+        ip("link set near up");
+        let mut port = one("near");
+        ip("link delete near");
+        assert!(port.rx(&mut frames, &mut Batch::new()).is_err());
+        rig::goes(&mut port, &mut frames);
+        let error = open("near", 1).unwrap_err();
+        assert!(matches!(error, PacketError::Device(NetdevError::Missing(_))), "{error}");
+    });
+}
+
+#[test]
+fn what_is_no_ethernet_is_refused() {
+    in_namespace(|| {
+        assert!(matches!(open("lo", 1), Err(PacketError::Device(NetdevError::NotEthernet { .. }))));
+        cable();
+        assert!(matches!(open("near", 0), Err(PacketError::Queues { queues: 0, .. })));
+    });
+}

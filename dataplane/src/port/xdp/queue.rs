@@ -1,0 +1,356 @@
+//! One queue: frames between a socket's rings and batches.
+//!
+//! Small frames are received and sent in place. A frame that lies in several chunks is gathered into a big one,
+//! and a big one is cut over several chunks: one copy each. xsk-rs has descriptors only for where a chunk's data
+//! begins, so a frame whose head was moved (a VLAN tag pushed or popped) is moved back before it is sent.
+
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use arrayvec::ArrayVec;
+use nix::errno::Errno;
+use xsk_rs::FrameDesc;
+
+use super::lent::Lent;
+use super::unfinished::Unfinished;
+use crate::batch::{BATCH, Batch};
+use crate::frame::umem::{Rings, SharedUmem, TX_RING};
+use crate::frame::{Chunk, Frame, FrameCache, HEADROOM, SMALL};
+use crate::port::{Counters, PortError, Sent};
+
+/// Bytes of a frame that one chunk holds.
+pub const CHUNK_ROOM: usize = SMALL - HEADROOM;
+/// The kernel takes no frame of more parts for sending (`MAX_SKB_FRAGS`, one of them is the head).
+const MAX_PARTS: usize = 17;
+/// `XDP_PKT_CONTD` of `linux/if_xdp.h`: the frame goes on in the next descriptor.
+const CONTINUED: u32 = 1;
+/// After how many empty polls the interface is looked at: one system call in 256.
+const LOOK_EVERY: u32 = 256;
+
+/// After closing a zero-copy socket the kernel takes the chunks from the driver in the background
+/// (`xp_release_deferred`), and nothing tells when it has.
+const DRIVER_DRAINS: Duration = Duration::from_secs(1);
+
+/// The rings of a queue, and the chunks that lie in them.
+pub struct Queue {
+    rings: Rings,
+    umem: Arc<SharedUmem>,
+    lent: Lent,
+    /// Chunks lent for receiving.
+    receiving: usize,
+    /// Chunks lent for sending.
+    sending: usize,
+    /// The kernel did not take all of the transmit ring.
+    unsent: bool,
+    gather: Gather,
+    unfinished: Option<Unfinished>,
+    empty_polls: u32,
+    gone: Option<Errno>,
+    descs: [FrameDesc; BATCH],
+    to_send: Vec<FrameDesc>,
+    /// Frames lost for want of a big one.
+    missed: u64,
+    /// Frames longer than a big one, or several in one that cannot be told apart.
+    broken: u64,
+}
+
+/// A frame of several chunks, on its way in.
+enum Gather {
+    No,
+    Frame(Frame),
+    /// The rest of a frame there is no room for.
+    Skip,
+}
+
+impl Queue {
+    pub fn new(umem: Arc<SharedUmem>, rings: Rings, unfinished: Option<Unfinished>) -> Queue {
+        Queue {
+            rings,
+            lent: Lent::new(umem.chunks()),
+            umem,
+            receiving: 0,
+            sending: 0,
+            unsent: false,
+            gather: Gather::No,
+            unfinished,
+            empty_polls: 0,
+            gone: None,
+            descs: [FrameDesc::default(); BATCH],
+            to_send: Vec::with_capacity(TX_RING as usize),
+            missed: 0,
+            broken: 0,
+        }
+    }
+
+    pub fn rings(&self) -> &Rings {
+        &self.rings
+    }
+
+    pub fn rx(&mut self, frames: &mut FrameCache, batch: &mut Batch) -> Result<(), PortError> {
+        let room = batch.remaining_capacity();
+        #[allow(unsafe_code)]
+        // SAFETY: the descriptors are only written, and the ring is of the UMEM that they will belong to.
+        let count = unsafe { self.rings.rx.consume(&mut self.descs[..room]) };
+        for i in 0..count {
+            let desc = self.descs[i];
+            let frame = self.receive(frames, desc);
+            batch.extend(frame.and_then(|frame| self.finish(frames, frame)));
+        }
+        self.stock(frames);
+        if count == 0 && room != 0 { self.rest(frames) } else { Ok(()) }
+    }
+
+    /// The frame that ends with this descriptor.
+    fn receive(&mut self, frames: &mut FrameCache, desc: FrameDesc) -> Option<Frame> {
+        let chunk = Chunk::of_umem(desc.addr());
+        if !self.lent.take_back(chunk) {
+            return None;
+        }
+        self.receiving -= 1;
+        #[allow(unsafe_code)]
+        // SAFETY: the chunk was lent to the kernel, which is done with it: `lent` knows.
+        let frame = unsafe { frames.reclaim(chunk, desc.addr() % SMALL, desc.lengths().data()) };
+        match (&self.gather, desc.has_more_frames()) {
+            (Gather::No, false) => Some(frame),
+            (_, more) => self.gather(frames, frame, more),
+        }
+    }
+
+    /// The frame with what its sender left to do, or none if that is not known.
+    #[inline]
+    fn finish(&mut self, frames: &mut FrameCache, mut frame: Frame) -> Option<Frame> {
+        if self.unfinished.is_some_and(|unfinished| unfinished.mark(&mut frame).is_err()) {
+            self.broken += 1;
+            frames.free(frame);
+            return None;
+        }
+        Some(frame)
+    }
+
+    #[cold]
+    fn gather(&mut self, frames: &mut FrameCache, part: Frame, more: bool) -> Option<Frame> {
+        self.gather = match std::mem::replace(&mut self.gather, Gather::Skip) {
+            Gather::No => match frames.alloc_big() {
+                Some(whole) => self.append(frames, whole, &part),
+                None => {
+                    self.missed += 1;
+                    Gather::Skip
+                }
+            },
+            Gather::Frame(whole) => self.append(frames, whole, &part),
+            Gather::Skip => Gather::Skip,
+        };
+        frames.free(part);
+        if more {
+            return None;
+        }
+        match std::mem::replace(&mut self.gather, Gather::No) {
+            Gather::Frame(whole) => Some(whole),
+            _ => None,
+        }
+    }
+
+    fn append(&mut self, frames: &mut FrameCache, mut whole: Frame, part: &Frame) -> Gather {
+        let (at, end) = (whole.len(), whole.len() + part.len());
+        if end > whole.room() {
+            self.broken += 1;
+            frames.free(whole);
+            return Gather::Skip;
+        }
+        whole.set_len(end);
+        whole.bytes_mut()[at..].copy_from_slice(part.bytes());
+        Gather::Frame(whole)
+    }
+
+    /// Keeps the fill ring stocked with this socket's share of the pool.
+    fn stock(&mut self, frames: &mut FrameCache) {
+        let share = self.umem.share();
+        while self.receiving + BATCH <= share {
+            let chunks: ArrayVec<Chunk, BATCH> =
+                (0..BATCH).map_while(|_| frames.alloc()).map(FrameCache::release).collect();
+            let descs: ArrayVec<FrameDesc, BATCH> = chunks.iter().map(|c| self.umem.desc(*c, 0)).collect();
+            #[allow(unsafe_code)]
+            // SAFETY: we own the chunks and give them away here.
+            let taken = unsafe { self.rings.fill.produce(&descs) };
+            if taken == 0 {
+                chunks.into_iter().for_each(|c| frames.free_chunk(c));
+                return;
+            }
+            chunks.iter().for_each(|c| self.lent.lend(*c));
+            self.receiving += taken;
+        }
+    }
+
+    /// Nothing arrived: time for what can wait.
+    fn rest(&mut self, frames: &mut FrameCache) -> Result<(), PortError> {
+        self.reap(frames);
+        self.empty_polls = self.empty_polls.wrapping_add(1);
+        if self.unsent || self.empty_polls.is_multiple_of(LOOK_EVERY) {
+            self.kick();
+        }
+        if self.rings.features.zero_copy && self.rings.fill.needs_wakeup() {
+            self.rings.wake_receive();
+        }
+        self.alive()
+    }
+
+    fn alive(&self) -> Result<(), PortError> {
+        self.gone.map_or(Ok(()), |errno| Err(PortError::Gone(errno.into())))
+    }
+
+    pub fn tx(&mut self, frames: &mut FrameCache, batch: &mut Batch) -> Result<Sent, PortError> {
+        self.alive()?;
+        self.reap(frames);
+        let mut room = self.room(batch.iter().map(parts).sum());
+        let fits = |frame: &&Frame| {
+            let rest = room.checked_sub(parts(frame));
+            room = rest.unwrap_or(room);
+            rest.is_some()
+        };
+        let count = batch.iter().take_while(fits).count();
+        let mut sent = Sent::default();
+        for frame in batch.drain(..count) {
+            let len = frame.len();
+            if self.place(frames, frame) {
+                sent.frames += 1;
+                sent.bytes += len as u64;
+            }
+        }
+        self.submit();
+        Ok(sent)
+    }
+
+    /// Free slots of the transmit ring, if possible `wanted` of them.
+    fn room(&mut self, wanted: usize) -> usize {
+        let free = self.rings.tx.nb_free(wanted as u32) as usize;
+        free.min((TX_RING as usize).saturating_sub(self.sending))
+    }
+
+    /// Makes the descriptors of a frame; false if it cannot be sent at all.
+    fn place(&mut self, frames: &mut FrameCache, mut frame: Frame) -> bool {
+        if parts(&frame) > 1 || frame.chunk().is_big() {
+            return self.cut(frames, frame);
+        }
+        frame.settle();
+        let len = frame.len();
+        self.send_chunk(FrameCache::release(frame), len, 0);
+        true
+    }
+
+    #[cold]
+    fn cut(&mut self, frames: &mut FrameCache, frame: Frame) -> bool {
+        let count = parts(&frame);
+        let first = self.to_send.len();
+        if count == 1 || (self.rings.features.multi_buffer && count <= MAX_PARTS) {
+            for (i, bytes) in frame.bytes().chunks(CHUNK_ROOM).enumerate() {
+                let Some(part) = frames.from_bytes(bytes) else { break };
+                let options = if i + 1 < count { CONTINUED } else { 0 };
+                self.send_chunk(FrameCache::release(part), bytes.len(), options);
+            }
+        }
+        frames.free(frame);
+        let whole = self.to_send.len() - first == count;
+        if !whole {
+            for desc in self.to_send.drain(first..) {
+                let chunk = Chunk::of_umem(desc.addr());
+                self.lent.take_back(chunk);
+                self.sending -= 1;
+                frames.free_chunk(chunk);
+            }
+        }
+        whole
+    }
+
+    fn send_chunk(&mut self, chunk: Chunk, len: usize, options: u32) {
+        let mut desc = self.umem.desc(chunk, len);
+        desc.set_options(options);
+        self.to_send.push(desc);
+        self.lent.lend(chunk);
+        self.sending += 1;
+    }
+
+    /// Puts the descriptors on the ring, and wakes the kernel if it wants to be.
+    fn submit(&mut self) {
+        if self.to_send.is_empty() {
+            return;
+        }
+        #[allow(unsafe_code)]
+        // SAFETY: the chunks are owned, and `lent` has them from now on.
+        let taken = unsafe { self.rings.tx.produce(&self.to_send) };
+        debug_assert_eq!(taken, self.to_send.len(), "there was room");
+        self.to_send.clear();
+        if !self.rings.features.zero_copy || self.rings.tx.needs_wakeup() {
+            self.kick();
+        }
+    }
+
+    /// Takes back what was sent.
+    fn reap(&mut self, frames: &mut FrameCache) {
+        while self.sending != 0 {
+            // SAFETY: the descriptors are only written, and the ring is of the UMEM that they will belong to.
+            #[allow(unsafe_code)]
+            let count = unsafe { self.rings.comp.consume(&mut self.descs) };
+            for desc in &self.descs[..count] {
+                let chunk = Chunk::of_umem(desc.addr());
+                if self.lent.take_back(chunk) {
+                    self.sending -= 1;
+                    frames.free_chunk(chunk);
+                }
+            }
+            if count < self.descs.len() {
+                return;
+            }
+        }
+    }
+
+    /// Makes the kernel work on the transmit ring. In copy mode one call sends some frames and stops at one the
+    /// interface drops, so we call as long as it goes on.
+    fn kick(&mut self) {
+        let mut free = self.rings.tx.nb_free_exact();
+        loop {
+            self.unsent = false;
+            match self.rings.wake_transmit() {
+                Ok(()) => return,
+                Err(errno @ (Errno::ENXIO | Errno::ENETDOWN | Errno::ENODEV)) => {
+                    self.gone = Some(errno);
+                    return;
+                }
+                Err(_) => self.unsent = true,
+            }
+            let before = std::mem::replace(&mut free, self.rings.tx.nb_free_exact());
+            if before == free {
+                return;
+            }
+        }
+    }
+
+    pub fn counters(&self) -> Counters {
+        // What the fill ring lacked is in `rx_dropped` too, for copy mode; for zero-copy it is no count of frames.
+        let kernel = self.rings.statistics();
+        Counters {
+            rx_missed: self.missed + kernel.rx_dropped + kernel.rx_ring_full,
+            rx_errors: self.broken + kernel.rx_invalid_descs,
+        }
+    }
+
+    /// Closes the socket and gives back what was in its rings. Takes tens of milliseconds and more.
+    pub fn close(self, frames: &mut FrameCache) {
+        let Queue { rings, lent, gather, .. } = self;
+        let zero_copy = rings.features.zero_copy;
+        drop(rings); // only now has the kernel no chunk any more
+        if zero_copy {
+            thread::sleep(DRIVER_DRAINS);
+        }
+        lent.iter().for_each(|chunk| frames.free_chunk(chunk));
+        if let Gather::Frame(frame) = gather {
+            frames.free(frame);
+        }
+    }
+}
+
+/// How many descriptors a frame takes.
+#[inline]
+fn parts(frame: &Frame) -> usize {
+    frame.len().div_ceil(CHUNK_ROOM).max(1)
+}

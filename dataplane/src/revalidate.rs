@@ -1,0 +1,186 @@
+//! After a change: which cached decisions still hold, found out within a budget per turn.
+//!
+//! Each poller looks after the flows it installed. Two things ask for another look. A new generation of the
+//! tables: until a flow is confirmed for it no cache follows the flow (the generations differ), so nothing
+//! stale is ever done; revalidating in the background merely saves the next frame the trouble. A change of
+//! learned state: only flows that looked the changed entry up (by [`Decision::depends`]) are translated again.
+//!
+//! The same rounds expire unused flows, and keep learned entries young while a cached flow uses them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use flowtable::action::Effect;
+use flowtable::flow::{DEAD, Decision, Flow};
+use flowtable::megaflow::{Megaflows, Removed};
+use flowtable::time::Instant;
+
+use crate::translate::{Silent, View, translate};
+
+/// Flows looked at per turn while frames flow: 32 translations take about as long as one batch of misses.
+const BUSY_STEP: usize = 32;
+/// Flows looked at per turn otherwise.
+const IDLE_STEP: usize = 1024;
+/// How often unused flows are looked for, and used learned entries refreshed.
+const ROUND: Duration = Duration::from_secs(1);
+
+/// How much time a turn can spare.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pace {
+    /// Frames are flowing.
+    Busy,
+    /// Nothing else to do.
+    Idle,
+}
+
+/// What one round over the flows does. Both at once if both are due: neither can keep the other from its turn.
+#[derive(Debug, Clone, Copy)]
+struct Round {
+    /// Translate again what is of another generation or depends on these bits.
+    changed: Option<u64>,
+    /// Expire and refresh.
+    upkeep: bool,
+}
+
+/// What becomes of a flow.
+enum Verdict {
+    Keep,
+    Remove,
+}
+
+/// The flows one poller installed, and how far it is in looking at them.
+pub struct Revalidator {
+    flows: Vec<Arc<Flow>>,
+    /// Dependency bits that changed since the running round began.
+    waiting: Option<u64>,
+    running: Option<(Round, usize)>,
+    last_upkeep: Instant,
+    max_idle: Duration,
+}
+
+impl Revalidator {
+    /// With no flows yet; a flow unused for `max_idle` will go.
+    pub fn new(max_idle: Duration) -> Self {
+        Revalidator { flows: Vec::new(), waiting: None, running: None, last_upkeep: Instant::ZERO, max_idle }
+    }
+
+    /// Takes charge of a flow.
+    pub fn adopt(&mut self, flow: Arc<Flow>) {
+        self.flows.push(flow);
+    }
+
+    /// Learned entries with these dependency bits changed, or (zero bits) the tables did.
+    pub fn note(&mut self, bits: u64) {
+        self.waiting = Some(self.waiting.unwrap_or(0) | bits);
+    }
+
+    /// Is a change still to be looked at, or a round to be finished?
+    pub fn is_behind(&self) -> bool {
+        self.waiting.is_some() || self.running.is_some()
+    }
+
+    /// Is there anything to come back for?
+    pub fn has_flows(&self) -> bool {
+        !self.flows.is_empty()
+    }
+
+    /// Goes on for one turn. Returns how many flows were translated again. A flow that `table` cannot remove
+    /// now, since another poller writes, is dead and stays in our care until the next round.
+    pub fn advance(&mut self, view: View<'_>, pace: Pace, table: &Megaflows) -> u64 {
+        let Some((round, mut at)) = self.running.take().or_else(|| self.next_round(view.now)) else {
+            return 0;
+        };
+        let mut translated = 0;
+        for _ in 0..if pace == Pace::Busy { BUSY_STEP } else { IDLE_STEP } {
+            let Some(flow) = self.flows.get(at) else { return translated };
+            let verdict = match flow.generation() {
+                DEAD => Verdict::Remove,
+                _ if round.upkeep && self.is_unused(flow, view.now) => Verdict::Remove,
+                _ if round.changed.is_some_and(|bits| is_touched(flow, view, bits)) => {
+                    translated += 1;
+                    recheck(flow, view)
+                }
+                _ => Verdict::Keep,
+            };
+            match verdict {
+                Verdict::Keep => {
+                    if round.upkeep {
+                        refresh(flow, view);
+                    }
+                    at += 1;
+                }
+                Verdict::Remove => match table.remove(flow) {
+                    Removed::Busy => at += 1,
+                    Removed::Removed | Removed::Absent => drop(self.flows.swap_remove(at)),
+                },
+            }
+        }
+        self.running = Some((round, at));
+        translated
+    }
+
+    fn next_round(&mut self, now: Instant) -> Option<(Round, usize)> {
+        let upkeep = !self.flows.is_empty() && now.since(self.last_upkeep) >= ROUND;
+        if upkeep {
+            self.last_upkeep = now;
+        }
+        let changed = self.waiting.take();
+        (upkeep || changed.is_some()).then_some((Round { changed, upkeep }, 0))
+    }
+
+    fn is_unused(&self, flow: &Flow, now: Instant) -> bool {
+        now.since(last_use(flow)) > self.max_idle
+    }
+}
+
+fn last_use(flow: &Flow) -> Instant {
+    flow.totals().used.unwrap_or(flow.created)
+}
+
+fn is_touched(flow: &Flow, view: View<'_>, bits: u64) -> bool {
+    flow.decision.depends & bits != 0 || flow.generation() != view.snapshot.generation
+}
+
+/// Translates the flow again. It stays, counters and all, if the decision is the same.
+fn recheck(flow: &Flow, view: View<'_>) -> Verdict {
+    if !holds(flow, view) {
+        return Verdict::Remove;
+    }
+    flow.confirm(view.snapshot.generation);
+    Verdict::Keep
+}
+
+/// Would the flow be made just like this today?
+///
+/// Its masked key serves as the frame: a decision that looks at nothing else cannot tell them apart, and one
+/// that does has another mask.
+pub fn holds(flow: &Flow, view: View<'_>) -> bool {
+    let decision: Decision = translate(view, &flow.key, &mut Silent);
+    decision == flow.decision && flow.decision.effects.iter().all(|effect| is_known(effect, view))
+}
+
+/// Is what the flow taught still what we know? If not, its next frame must teach it again.
+fn is_known(effect: &Effect, view: View<'_>) -> bool {
+    match *effect {
+        Effect::Learn { bridge, station, port } => view.snapshot.learned(bridge).is_some_and(|learned| {
+            let fdb = learned.fdb();
+            fdb.lookup(station, view.now) == Some(port) || fdb.is_static(station)
+        }),
+        Effect::Snoop { .. } => true,
+    }
+}
+
+/// Keeps the learned entries of a used flow young. Never moves one: that takes a frame that was translated.
+fn refresh(flow: &Flow, view: View<'_>) {
+    let used = last_use(flow);
+    if view.now.since(used) > ROUND + ROUND {
+        return;
+    }
+    for effect in flow.decision.effects.iter().filter(|effect| is_known(effect, view)) {
+        if let Effect::Learn { bridge, station, .. } = *effect
+            && let Some(learned) = view.snapshot.learned(bridge)
+        {
+            learned.fdb().refresh(station, used);
+        }
+    }
+}

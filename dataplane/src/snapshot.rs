@@ -1,0 +1,54 @@
+//! What a poller decides by: the published tables, and the state that the bridges learned.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use flowtable::fdb::Fdb;
+use flowtable::id::BridgeId;
+use flowtable::mcast::McastTable;
+
+use crate::tables::Tables;
+
+/// One generation of the tables. Immutable, but for what is learned, which it shares with its predecessor.
+#[derive(Default)]
+pub struct Snapshot {
+    /// Counts publications from 1. Zero is [`flowtable::flow::DEAD`].
+    pub generation: u64,
+    /// What the operator decided.
+    pub tables: Tables,
+    /// What was learned, by [`BridgeId`].
+    pub learned: Vec<Option<Arc<Learned>>>,
+}
+
+impl Snapshot {
+    /// What this bridge learned, if it exists.
+    #[inline]
+    pub fn learned(&self, bridge: BridgeId) -> Option<&Arc<Learned>> {
+        self.learned.get(bridge.index())?.as_ref()
+    }
+}
+
+/// The learned state of one bridge.
+///
+/// Only the slow path looks here (upcalls, revalidation, control), one entry at a time, so a plain lock held
+/// for a table access serves; a frame that hits a cache never comes near it.
+pub struct Learned {
+    fdb: Mutex<Fdb>,
+    mcast: Mutex<McastTable>,
+}
+
+impl Learned {
+    /// Empty tables of the given kind.
+    pub fn new(fdb: Fdb, mcast: McastTable) -> Self {
+        Learned { fdb: Mutex::new(fdb), mcast: Mutex::new(mcast) }
+    }
+
+    /// The MAC table.
+    pub fn fdb(&self) -> MutexGuard<'_, Fdb> {
+        self.fdb.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The multicast table.
+    pub fn mcast(&self) -> MutexGuard<'_, McastTable> {
+        self.mcast.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,424 @@
+//! One poller's wires: the queues it owns, and an outbox for every port it may send to.
+//!
+//! A frame for a port waits in the port's outbox until the batch is through, then leaves in one `tx`: by a
+//! queue of our own, or handed to the poller that owns one. What the port has no room for is dropped and
+//! counted; nothing waits.
+
+use std::sync::Arc;
+
+use crossbeam::utils::CachePadded;
+use encap::gso;
+use flowtable::action::DropReason;
+use flowtable::id::PortId;
+use flowtable::time::Instant;
+
+use crate::batch::Batch;
+use crate::budget::Budget;
+use crate::frame::{Frame, FrameCache};
+use crate::handoff;
+use crate::offload;
+use crate::port::{Offloads, Port, PortError};
+use crate::stats::{PollerCounters, PortCounters};
+use crate::waker::Waker;
+
+/// A frame on its way to another poller's port.
+pub type Parcel = (PortId, Frame);
+
+/// Bytes of Ethernet header in front of what an MTU counts.
+const ETHERNET: usize = 14;
+
+/// One queue of a port, owned by this poller.
+pub struct Queue {
+    /// Its port.
+    pub port: PortId,
+    /// Which of the port's queues it is.
+    pub index: u16,
+    /// The attachment.
+    pub io: Box<dyn Port>,
+    /// What upcalls it may still cause.
+    pub budget: Budget,
+    /// Cleared when the interface went away.
+    pub up: bool,
+    /// It filled a batch when it was last asked: likely it has more.
+    pub hot: bool,
+}
+
+/// How frames get to a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Route {
+    /// By our own queue, by its place in `queues`.
+    Own(usize),
+    /// Through the poller with this index.
+    Via(usize),
+    /// Not at all: it has no queue.
+    None,
+}
+
+/// The way out by a queue of our own.
+#[derive(Debug, Clone, Copy)]
+struct Exit {
+    port: PortId,
+    place: usize,
+}
+
+/// Frames waiting for a port.
+struct Outbox {
+    route: Route,
+    mtu: u16,
+    pending: Box<Batch>,
+    counters: Arc<PortCounters>,
+}
+
+impl Outbox {
+    /// Does the frame exceed the port's MTU?
+    #[inline]
+    fn refuses(&self, frame: &Frame) -> bool {
+        frame.len() > ETHERNET + usize::from(self.mtu) && offload::exceeds(frame, self.mtu)
+    }
+}
+
+/// A poller's connection to the others.
+pub struct Peer {
+    /// Our end of the ring to it.
+    pub ring: handoff::Sender<Parcel>,
+    /// Its bell.
+    pub waker: Arc<Waker>,
+}
+
+/// The queues and outboxes of one poller.
+pub struct Wires {
+    /// The queues it owns. A place, once used, stays (empty) so that routes keep their meaning.
+    pub queues: Vec<Option<Queue>>,
+    /// Its stock of frames.
+    pub frames: FrameCache,
+    /// Ports that went away since the last look: (port, why).
+    pub gone: Vec<(PortId, PortError)>,
+    version: u64,
+    outboxes: Vec<Option<Box<Outbox>>>,
+    /// An empty batch, to change places with a pending one that is to be sent: a kilobyte that is not copied.
+    spare: Option<Box<Batch>>,
+    dirty: Vec<PortId>,
+    peers: Vec<Option<Peer>>,
+    counters: Arc<CachePadded<PollerCounters>>,
+    nowhere: Arc<PortCounters>,
+}
+
+impl Wires {
+    /// Wires without queues. `peers` is indexed by poller; our own place is empty. Drops that no port answers
+    /// for are counted on `nowhere`.
+    pub fn new(
+        frames: FrameCache,
+        peers: Vec<Option<Peer>>,
+        counters: Arc<CachePadded<PollerCounters>>,
+        nowhere: Arc<PortCounters>,
+    ) -> Self {
+        Wires {
+            queues: Vec::new(),
+            frames,
+            gone: Vec::new(),
+            version: 0,
+            outboxes: Vec::new(),
+            spare: None,
+            dirty: Vec::new(),
+            peers,
+            counters,
+            nowhere,
+        }
+    }
+
+    /// Makes the port known; `counters` are this poller's for it.
+    pub fn add_port(&mut self, port: PortId, mtu: u16, counters: Arc<PortCounters>) {
+        if self.outboxes.len() <= port.index() {
+            self.outboxes.resize_with(port.index() + 1, || None);
+        }
+        let outbox = Outbox { route: Route::None, mtu, pending: Box::default(), counters };
+        self.outboxes[port.index()] = Some(Box::new(outbox));
+    }
+
+    /// Sends what waits for the port and forgets it.
+    pub fn remove_port(&mut self, port: PortId) {
+        self.flush_port(port);
+        self.dirty.retain(|p| *p != port);
+        if let Some(outbox) = self.outboxes.get_mut(port.index()) {
+            *outbox = None;
+        }
+    }
+
+    /// Is the port known?
+    pub fn knows(&self, port: PortId) -> bool {
+        self.outbox(port).is_some()
+    }
+
+    /// Sets how frames get to the port.
+    pub fn set_route(&mut self, port: PortId, route: Route) {
+        self.flush_port(port);
+        if let Some(outbox) = self.outbox_mut(port) {
+            outbox.route = route;
+        }
+    }
+
+    /// Sets the longest layer-3 packet the port sends.
+    pub fn set_mtu(&mut self, port: PortId, mtu: u16) {
+        if let Some(outbox) = self.outbox_mut(port) {
+            outbox.mtu = mtu;
+        }
+    }
+
+    /// This poller's counters of a port.
+    pub fn counters(&self, port: PortId) -> &Arc<PortCounters> {
+        self.outbox(port).map_or(&self.nowhere, |o| &o.counters)
+    }
+
+    /// The place of a queue of ours.
+    pub fn place_of(&self, port: PortId, index: u16) -> Option<usize> {
+        self.queues.iter().position(|q| q.as_ref().is_some_and(|q| q.port == port && q.index == index))
+    }
+
+    /// The place of some queue of ours of this port.
+    pub fn own_place(&self, port: PortId) -> Option<usize> {
+        self.queues.iter().position(|q| q.as_ref().is_some_and(|q| q.port == port))
+    }
+
+    /// Counts changes of the set of queues that can be asked.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// Gives a queue away.
+    pub fn take_queue(&mut self, place: usize) -> Option<Queue> {
+        self.version += 1;
+        self.queues.get_mut(place)?.take()
+    }
+
+    /// Takes a queue in; its place.
+    pub fn add_queue(&mut self, queue: Queue) -> usize {
+        self.version += 1;
+        match self.queues.iter().position(Option::is_none) {
+            Some(place) => {
+                self.queues[place] = Some(queue);
+                place
+            }
+            None => {
+                self.queues.push(Some(queue));
+                self.queues.len() - 1
+            }
+        }
+    }
+
+    /// Drops a frame on behalf of a port.
+    #[inline]
+    pub fn drop_frame(&mut self, port: PortId, frame: Frame, reason: DropReason) {
+        self.counters(port).drops[reason as usize].add(1);
+        self.frames.free(frame);
+    }
+
+    /// A copy of a frame. Without memory for it the copy counts as made and dropped.
+    pub fn copy(&mut self, port: PortId, frame: &Frame) -> Option<Frame> {
+        self.counters.created.add(1);
+        let copy = self.frames.copy(frame);
+        if copy.is_none() {
+            self.counters(port).drops[DropReason::NoFrame as usize].add(1);
+        }
+        copy
+    }
+
+    /// Puts frames into the port's outbox; `frames` is empty after.
+    #[inline]
+    pub fn send(&mut self, port: PortId, frames: &mut Batch) {
+        while let Some(Some(outbox)) = self.outboxes.get_mut(port.index()) {
+            if frames.iter().any(|frame| outbox.refuses(frame)) {
+                self.refuse(port, frames);
+                continue;
+            }
+            if outbox.pending.is_empty() {
+                self.dirty.push(port);
+            }
+            let room = outbox.pending.remaining_capacity();
+            if frames.len() < room {
+                return outbox.pending.extend(frames.drain(..));
+            }
+            outbox.pending.extend(frames.drain(..room));
+            self.flush_port(port);
+        }
+        self.drop_all(port, frames, DropReason::PortDown);
+    }
+
+    /// Drops the frames that exceed the port's MTU.
+    #[cold]
+    fn refuse(&mut self, port: PortId, frames: &mut Batch) {
+        for frame in std::mem::take(frames) {
+            match self.outbox(port).is_some_and(|outbox| outbox.refuses(&frame)) {
+                true => self.drop_frame(port, frame, DropReason::OverMtu),
+                false => frames.push(frame),
+            }
+        }
+    }
+
+    /// Empties all outboxes.
+    pub fn flush(&mut self) {
+        while let Some(port) = self.dirty.pop() {
+            self.flush_port(port);
+        }
+    }
+
+    fn flush_port(&mut self, port: PortId) {
+        let empty = self.spare.take().unwrap_or_default();
+        let Some(outbox) = self.outbox_mut(port) else { return };
+        let (mut pending, route) = (std::mem::replace(&mut outbox.pending, empty), outbox.route);
+        match route {
+            _ if pending.is_empty() => {}
+            Route::Own(place) => self.transmit(Exit { port, place }, &mut pending),
+            Route::Via(poller) => self.hand_off(poller, port, &mut pending),
+            Route::None => self.drop_all(port, &mut pending, DropReason::PortDown),
+        }
+        self.spare = Some(pending);
+    }
+
+    fn drop_all(&mut self, port: PortId, batch: &mut Batch, reason: DropReason) {
+        batch.drain(..).for_each(|frame| self.drop_frame(port, frame, reason));
+    }
+
+    fn hand_off(&mut self, poller: usize, port: PortId, batch: &mut Batch) {
+        for frame in batch.drain(..) {
+            let sent = match &mut self.peers[poller] {
+                Some(peer) => peer.ring.send((port, frame)),
+                None => Err((port, frame)),
+            };
+            if let Err((port, frame)) = sent {
+                self.drop_frame(port, frame, DropReason::HandoffFull);
+            }
+        }
+        if let Some(peer) = &self.peers[poller] {
+            peer.waker.wake();
+        }
+    }
+
+    /// Sends by a queue of our own, after doing what its port cannot do.
+    fn transmit(&mut self, exit: Exit, batch: &mut Batch) {
+        let queue = self.queues.get(exit.place).and_then(Option::as_ref);
+        let offers = queue.map_or(Offloads::default(), |queue| queue.io.offloads());
+        if batch.iter().all(|frame| offload::fits(frame.offload, offers)) {
+            return self.put(exit, batch);
+        }
+        let mut ready = Batch::new();
+        for frame in batch.drain(..) {
+            if offload::fits(frame.offload, offers) {
+                self.add_ready(exit, &mut ready, frame);
+            } else if frame.offload.gso == encap::offload::Gso::None {
+                match offload::complete(frame) {
+                    Ok(frame) => self.add_ready(exit, &mut ready, frame),
+                    Err(frame) => self.drop_frame(exit.port, frame, DropReason::Unsupported),
+                }
+            } else {
+                self.cut(exit, &mut ready, frame);
+            }
+        }
+        self.put(exit, &mut ready);
+    }
+
+    fn add_ready(&mut self, exit: Exit, ready: &mut Batch, frame: Frame) {
+        ready.push(frame);
+        if ready.is_full() {
+            self.put(exit, ready);
+        }
+    }
+
+    /// Cuts a GSO frame into what the wire carries: one frame becomes as many as there are segments.
+    fn cut(&mut self, exit: Exit, ready: &mut Batch, frame: Frame) {
+        let bytes = frame.bytes();
+        let Ok(segments) = gso::segments(bytes, frame.offload) else {
+            return self.drop_frame(exit.port, frame, DropReason::Unsupported);
+        };
+        let count = segments.count();
+        self.counters.created.add(count as u64 - 1);
+        for index in 0..count {
+            let Some(mut segment) = self.frames.alloc_for(segments.frame_len(index)) else {
+                self.counters(exit.port).drops[DropReason::NoFrame as usize].add(1);
+                continue;
+            };
+            segment.set_len(segments.frame_len(index));
+            segments.write(index, segment.bytes_mut());
+            self.add_ready(exit, ready, segment);
+        }
+        self.frames.free(frame);
+    }
+
+    fn put(&mut self, Exit { port, place }: Exit, batch: &mut Batch) {
+        let offered = batch.len();
+        let sent = match self.queues.get_mut(place) {
+            Some(Some(queue)) if queue.up => queue.io.tx(&mut self.frames, batch),
+            _ => return self.drop_all(port, batch, DropReason::PortDown),
+        };
+        let consumed = offered - batch.len();
+        match sent {
+            Ok(sent) => {
+                let counters = self.counters(port);
+                counters.tx_frames.add(sent.frames.into());
+                counters.tx_bytes.add(sent.bytes);
+                counters.drops[DropReason::TxError as usize].add((consumed - sent.frames as usize) as u64);
+                self.drop_all(port, batch, DropReason::TxFull);
+            }
+            Err(error) => {
+                self.counters(port).drops[DropReason::TxError as usize].add(consumed as u64);
+                self.drop_all(port, batch, DropReason::PortDown);
+                self.fail(place, error);
+            }
+        }
+    }
+
+    /// Receives from a queue of our own and counts.
+    pub fn receive(&mut self, place: usize, batch: &mut Batch) -> Option<PortId> {
+        let Some(Some(queue)) = self.queues.get_mut(place) else { return None };
+        if !queue.up {
+            return None;
+        }
+        let port = queue.port;
+        let result = queue.io.rx(&mut self.frames, batch);
+        queue.hot = batch.is_full();
+        if !batch.is_empty() {
+            let counters = self.counters(port);
+            counters.rx_frames.add(batch.len() as u64);
+            counters.rx_bytes.add(batch.iter().map(|f| f.len() as u64).sum());
+        }
+        if let Err(error) = result {
+            self.fail(place, error);
+        }
+        Some(port)
+    }
+
+    /// Takes an upcall token of the port behind a queue.
+    pub fn may_upcall(&mut self, place: usize, rate: u32, now: Instant) -> bool {
+        match self.queues.get_mut(place) {
+            Some(Some(queue)) => queue.budget.take(rate, now),
+            _ => true,
+        }
+    }
+
+    /// Copies the devices' own loss counters into ours.
+    pub fn collect_losses(&mut self) {
+        for queue in self.queues.iter_mut().flatten() {
+            let lost = queue.io.counters();
+            let outbox = self.outboxes.get(queue.port.index()).and_then(Option::as_ref);
+            let counters = outbox.map_or(&self.nowhere, |o| &o.counters);
+            counters.rx_missed.set(lost.rx_missed);
+            counters.rx_errors.set(lost.rx_errors);
+        }
+    }
+
+    fn fail(&mut self, place: usize, error: PortError) {
+        if let Some(Some(queue)) = self.queues.get_mut(place) {
+            queue.up = false;
+            queue.hot = false;
+            self.version += 1;
+            self.gone.push((queue.port, error));
+        }
+    }
+
+    fn outbox(&self, port: PortId) -> Option<&Outbox> {
+        self.outboxes.get(port.index())?.as_deref()
+    }
+
+    fn outbox_mut(&mut self, port: PortId) -> Option<&mut Outbox> {
+        self.outboxes.get_mut(port.index())?.as_deref_mut()
+    }
+}

@@ -1,0 +1,306 @@
+//! What the `sluice/...` verbs answer: the daemon writes these as JSON, the command line reads them back.
+//!
+//! Names are the output's contract: a field is added, never renamed. Counters are since the port, flow or
+//! poller came to be.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// `sluice/show`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Overview {
+    /// Of the daemon.
+    pub version: String,
+    /// Of the daemon.
+    pub pid: u32,
+    /// The configuration file.
+    pub config: String,
+    /// Seconds since the daemon started.
+    pub uptime_s: u64,
+    /// The number of the published tables.
+    pub generation: u64,
+    /// The flow cache.
+    pub flow_cache: FlowCacheReport,
+    /// Why AF_XDP frames are copied by the kernel: there is no shared UMEM.
+    pub umem_refused: Option<String>,
+    /// Every bridge.
+    pub bridges: Vec<BridgeReport>,
+    /// Every port.
+    pub ports: Vec<PortReport>,
+}
+
+/// How full the flow cache is, and what it refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowCacheReport {
+    /// Megaflows now.
+    pub flows: usize,
+    /// The most there may be.
+    pub flow_limit: usize,
+    /// Distinct masks now.
+    pub masks: usize,
+    /// The most there may be.
+    pub mask_limit: usize,
+    /// Flows of big holders that made room for those of smaller ones.
+    pub evicted: u64,
+    /// Flows not kept because the cache was full.
+    pub refused_full: u64,
+    /// Flows not kept because of their mask: somebody may be crafting keys.
+    pub refused_masks: u64,
+}
+
+/// `sluice/ledger`: received + created = sent + dropped + held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LedgerReport {
+    /// Frames received.
+    pub received: u64,
+    /// Frames made inside: copies for floods, segments of GSO frames.
+    pub created: u64,
+    /// Frames sent.
+    pub sent: u64,
+    /// Frames dropped, for any reason.
+    pub dropped: u64,
+    /// Frames on their way between pollers.
+    pub held: u64,
+    /// Does it add up?
+    pub balances: bool,
+}
+
+/// One bridge.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BridgeReport {
+    /// Its name.
+    pub name: String,
+    /// 16 hex digits.
+    pub datapath_id: String,
+    /// Names of its ports.
+    pub ports: Vec<String>,
+    /// Entries in the FDB now.
+    pub mac_entries: usize,
+    /// At most.
+    pub mac_table_size: usize,
+    /// Seconds.
+    pub mac_aging_time: u64,
+    /// Is snooping on?
+    pub mcast_snooping_enable: bool,
+    /// Are reserved addresses forwarded?
+    pub forward_bpdu: bool,
+    /// VLANs without learning.
+    pub flood_vlans: Vec<u16>,
+}
+
+/// How a port is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PortState {
+    /// Frames flow.
+    Up,
+    /// The interface is missing or set down; the port comes up with it.
+    Down,
+    /// It could not be opened; tried again when the interface changes.
+    Error,
+}
+
+/// Frames and bytes in one direction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Traffic {
+    /// Frames; a GSO frame is one.
+    pub frames: u64,
+    /// Bytes without FCS.
+    pub bytes: u64,
+}
+
+/// One port.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PortReport {
+    /// Its name.
+    pub name: String,
+    /// Its bridge.
+    pub bridge: String,
+    /// Its OpenFlow port number.
+    pub ofport: u16,
+    /// `type` as configured.
+    pub asked: String,
+    /// What it became: "afxdp native", "afpacket", "internal", "patch to NAME".
+    pub obtained: Option<String>,
+    /// Why not something better.
+    pub because: Option<String>,
+    /// How it is.
+    pub state: PortState,
+    /// What is wrong, unless it is up.
+    pub error: Option<String>,
+    /// Bytes of layer 3; `None`: patch ports have no limit.
+    pub mtu: Option<u16>,
+    /// VLAN mode and VLANs: "access 10", "trunk trunks 1-5, 7".
+    pub vlan: String,
+    /// Receive queues that are open.
+    pub queues: usize,
+    /// Received.
+    pub rx: Traffic,
+    /// Sent.
+    pub tx: Traffic,
+    /// Frames that arrived while there was no room.
+    pub rx_missed: u64,
+    /// Frames that arrived broken.
+    pub rx_errors: u64,
+    /// Dropped frames by reason, without the zeros.
+    pub drops: BTreeMap<String, u64>,
+}
+
+/// One FDB entry.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FdbReport {
+    /// The bridge that knows it.
+    pub bridge: String,
+    /// VLAN.
+    pub vlan: u32,
+    /// Address.
+    pub mac: String,
+    /// Where it lives.
+    pub port: String,
+    /// That port's OpenFlow number.
+    pub ofport: u16,
+    /// Seconds since it was last seen; `None`: static.
+    pub age_s: Option<u64>,
+}
+
+/// One port that wants a multicast group, or leads to a querier.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MdbReport {
+    /// The bridge that knows it.
+    pub bridge: String,
+    /// VLAN.
+    pub vlan: u32,
+    /// Group address; `None`: a querier.
+    pub group: Option<String>,
+    /// The port.
+    pub port: String,
+    /// That port's OpenFlow number.
+    pub ofport: u16,
+    /// Seconds since the last report or query.
+    pub age_s: u64,
+}
+
+/// One megaflow.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct FlowReport {
+    /// Key under mask, as flow text.
+    pub matches: String,
+    /// What happens to its frames.
+    pub actions: String,
+    /// Its frames.
+    pub frames: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Seconds since the last one.
+    pub used_s: Option<f64>,
+}
+
+/// One step of an explanation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StepReport {
+    /// Indentation: 0 is the outermost stage.
+    pub depth: usize,
+    /// What was found.
+    pub text: String,
+}
+
+/// `sluice/trace`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TraceReport {
+    /// The key that was traced.
+    pub flow: String,
+    /// How the verdict came about.
+    pub steps: Vec<StepReport>,
+    /// The bits that mattered.
+    pub megaflow: String,
+    /// What would happen to the frame.
+    pub actions: String,
+}
+
+/// One receive queue.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueueReport {
+    /// The port's name.
+    pub port: String,
+    /// From 0.
+    pub queue: u16,
+}
+
+/// One poller.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PollerReport {
+    /// The core it is pinned to.
+    pub core: usize,
+    /// What it polls.
+    pub queues: Vec<QueueReport>,
+    /// Batches with at least one frame.
+    pub batches: u64,
+    /// Frames received.
+    pub frames: u64,
+    /// TSC cycles in turns that moved frames.
+    pub busy_cycles: u64,
+    /// TSC cycles in turns that did not.
+    pub idle_cycles: u64,
+    /// `busy_cycles / frames`.
+    pub busy_cycles_per_frame: Option<f64>,
+    /// Frames that the exact-match cache knew.
+    pub exact_hits: u64,
+    /// Frames that a megaflow covered.
+    pub megaflow_hits: u64,
+    /// Frames that were translated.
+    pub upcalls: u64,
+}
+
+/// Frames dropped for one reason on one port.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DropReport {
+    /// The port's name.
+    pub port: String,
+    /// Why.
+    pub reason: String,
+    /// How many.
+    pub frames: u64,
+}
+
+/// A port that is configured and does not work.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trouble {
+    /// The port's name.
+    pub port: String,
+    /// What is wrong.
+    pub error: String,
+}
+
+/// What a change of the configuration did.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ApplyReport {
+    /// Ports that were opened.
+    pub opened: Vec<String>,
+    /// Ports that were closed.
+    pub closed: Vec<String>,
+    /// Ports that were closed and opened again.
+    pub reopened: Vec<String>,
+    /// Ports that were not touched.
+    pub untouched: usize,
+    /// Settings that take a restart.
+    pub needs_restart: Vec<String>,
+    /// What is configured but does not work.
+    pub troubles: Vec<Trouble>,
+    /// What is legal, and likely not meant.
+    pub warnings: Vec<String>,
+}
+
+/// `sluice/.../flush`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Flushed {
+    /// Entries that went.
+    pub flushed: usize,
+}
+
+/// `sluice/log`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogReport {
+    /// The most detailed level that is logged.
+    pub level: String,
+}

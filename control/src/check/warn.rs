@@ -1,0 +1,236 @@
+//! What is legal, and likely not meant.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use dataplane::tables::{VlanMode, VlanSet};
+use encap::field::EtherType;
+
+use super::{frames_needed, xdp_queues};
+use crate::compile::carried_vlans;
+use crate::config::{BridgeConfig, Config, FdbConfig, PortConfig, PortKind, XdpMode, ranges};
+use crate::problem::{Problem, did_you_mean};
+
+/// Frames in which an AF_XDP queue waits out a pause of its poller of half a millisecond at 1 Mframe/s.
+const AMPLE_PER_XDP_QUEUE: usize = 512;
+
+/// What is suspicious in a configuration without errors. Each names what it is about; none has a line.
+/// O(VLANs · ports) at worst.
+pub fn warnings(config: &Config) -> Vec<Problem> {
+    let mut messages = Vec::new();
+    let ports: BTreeMap<&str, &PortConfig> = config
+        .bridges
+        .iter()
+        .flat_map(|bridge| &bridge.ports)
+        .map(|port| (port.name.as_str(), port))
+        .collect();
+    messages.extend(pool(config));
+    for bridge in &config.bridges {
+        messages.extend(lonely_vlans(bridge));
+        messages.extend(mtus(bridge));
+        messages.extend(static_entries(bridge));
+        for port in &bridge.ports {
+            messages.extend(ignored(port));
+            messages.extend(patch(port, &ports));
+            messages.extend(queues(port, config.switch.cores.len()));
+        }
+    }
+    messages.into_iter().map(Problem::new).collect()
+}
+
+fn is_empty(set: &VlanSet) -> bool {
+    *set == VlanSet::empty()
+}
+
+fn pool(config: &Config) -> Option<String> {
+    let (pollers, have) = (config.switch.cores.len(), config.pool.frames);
+    let queues = xdp_queues(config, |kind| matches!(kind, PortKind::Afxdp | PortKind::System));
+    let need = frames_needed(pollers, queues * AMPLE_PER_XDP_QUEUE);
+    ((have as usize) < need).then(|| {
+        format!(
+            "{have} frames are few for {pollers} pollers and {queues} queues that may use AF_XDP: bursts may be \
+             lost; set `frames` in [pool] to {need} or more"
+        )
+    })
+}
+
+/// VLANs that the configuration names and only one port of the bridge carries.
+fn lonely_vlans(bridge: &BridgeConfig) -> Vec<String> {
+    let mut carriers = [0u32; 4096];
+    let sets: Vec<VlanSet> = bridge.ports.iter().map(carried_vlans).collect();
+    for vlan in sets.iter().flat_map(VlanSet::iter) {
+        carriers[usize::from(vlan.get())] += 1;
+    }
+    let lonely = |(port, set): (&PortConfig, &VlanSet)| {
+        let named = port.tag.is_some() || !is_empty(&port.trunks);
+        let alone = set.iter().map(|vlan| usize::from(vlan.get())).filter(|vlan| carriers[*vlan] == 1);
+        let vlans = ranges(alone);
+        (named && !vlans.is_empty() && *set != VlanSet::all())
+            .then(|| format!("port `{}` alone carries VLAN {vlans} of bridge `{}`", port.name, bridge.name))
+    };
+    bridge.ports.iter().zip(&sets).filter_map(lonely).collect()
+}
+
+fn mtus(bridge: &BridgeConfig) -> Option<String> {
+    let mtus: BTreeSet<u16> = bridge.ports.iter().filter_map(|port| port.mtu).collect();
+    let (low, high) = (mtus.first()?, mtus.last()?);
+    (low != high).then(|| {
+        format!("ports of bridge `{}` have MTUs from {low} to {high}; longer frames are dropped", bridge.name)
+    })
+}
+
+fn static_entries(bridge: &BridgeConfig) -> Vec<String> {
+    let off = |entry: &&FdbConfig| {
+        let port = bridge.ports.iter().find(|port| port.name == entry.port);
+        port.is_some_and(|port| !carried_vlans(port).contains(entry.vlan))
+    };
+    let message = |entry: &FdbConfig| {
+        let (mac, port, vlan) = (entry.mac, &entry.port, entry.vlan);
+        format!("static entry {mac} is in VLAN {vlan}, which port `{port}` does not carry")
+    };
+    bridge.fdb.iter().filter(off).map(message).collect()
+}
+
+/// Settings that have no effect on this port, or less than it seems.
+fn ignored(port: &PortConfig) -> Vec<String> {
+    let mode = port.effective_vlan_mode();
+    let single = matches!(mode, VlanMode::Access | VlanMode::Dot1qTunnel);
+    let native = matches!(mode, VlanMode::NativeTagged | VlanMode::NativeUntagged);
+    let xdp = matches!(port.kind, PortKind::System | PortKind::Afxdp);
+    let netdev = port.kind != PortKind::Patch;
+    let tunnel = mode == VlanMode::Dot1qTunnel;
+    let cases = [
+        (single && !is_empty(&port.trunks), "ignores `trunks`: it is no trunk"),
+        (!tunnel && !is_empty(&port.cvlans), "ignores `cvlans`: it is no dot1q-tunnel"),
+        (!tunnel && port.qinq_ethtype != EtherType::QINQ, "ignores `qinq-ethtype`: it is no dot1q-tunnel"),
+        (native && port.tag.is_none(), "has no `tag`: its native VLAN is VLAN 0"),
+        (port.mac.is_some() && port.kind != PortKind::Internal, "ignores `mac`: it is no internal port"),
+        (port.xdp_mode != XdpMode::BestEffort && !xdp, "ignores `xdp-mode`: it does not use AF_XDP"),
+        (port.mtu.is_some() && !netdev, "ignores `mtu`: it is a patch port"),
+        (port.queues > 1 && !netdev, "ignores `queues`: it is a patch port"),
+    ];
+    let message = |(_, what): &(bool, &str)| format!("port `{}` {what}", port.name);
+    cases.iter().filter(|(holds, _)| *holds).map(message).collect()
+}
+
+fn patch(port: &PortConfig, ports: &BTreeMap<&str, &PortConfig>) -> Option<String> {
+    let name = &port.name;
+    let peer_name = port.peer.as_ref().filter(|_| port.kind == PortKind::Patch)?;
+    let Some(peer) = ports.get(peer_name.as_str()) else {
+        let hint = did_you_mean(peer_name, ports.keys().copied().filter(|other| other != name));
+        return Some(format!("patch port `{name}` leads nowhere: there is no port `{peer_name}`{hint}"));
+    };
+    let trunk = |port: &PortConfig| port.effective_vlan_mode() == VlanMode::Trunk;
+    let (here, there) = (carried_vlans(port), carried_vlans(peer));
+    let apart =
+        name < peer_name && trunk(port) && trunk(peer) && !here.iter().any(|vlan| there.contains(vlan));
+    apart.then(|| format!("patch ports `{name}` and `{peer_name}` have no VLAN in common"))
+}
+
+fn queues(port: &PortConfig, pollers: usize) -> Option<String> {
+    (usize::from(port.queues) > pollers && port.kind != PortKind::Patch).then(|| {
+        format!("port `{}` has {} queues for {pollers} pollers; more gain nothing", port.name, port.queues)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Machine, parse_on};
+
+    #[track_caller]
+    fn warns(text: &str, expected: &[&str]) {
+        let config =
+            parse_on(text, &Machine { cores: vec![0, 1] }).unwrap_or_else(|problems| panic!("{problems}"));
+        let messages: Vec<String> = warnings(&config).into_iter().map(|problem| problem.message).collect();
+        assert_eq!(messages, expected, "\n{text}");
+    }
+
+    fn one_bridge(ports: &[&str]) -> String {
+        let port = |port: &&str| format!("[[bridge.port]]\n{}\n", port.replace("; ", "\n"));
+        format!("[[bridge]]\nname = 'b'\n{}", ports.iter().map(port).collect::<String>())
+    }
+
+    #[test]
+    fn a_sound_file_gives_none() {
+        warns("", &[]);
+        warns(
+            &one_bridge(&["name='u'; trunks=[10, 20]", "name='a'; tag=10", "name='c'; tag=20; mtu=1500"]),
+            &[],
+        );
+        warns(&one_bridge(&["name='u'", "name='a'; tag=10"]), &[]);
+    }
+
+    #[test]
+    fn vlans_that_one_port_carries() {
+        warns(
+            &one_bridge(&["name='a'; tag=10", "name='c'; trunks=[20, '30-32']", "name='d'; tag=20"]),
+            &[
+                "port `a` alone carries VLAN 10 of bridge `b`",
+                "port `c` alone carries VLAN 30-32 of bridge `b`",
+            ],
+        );
+    }
+
+    #[test]
+    fn settings_without_effect() {
+        warns(
+            &one_bridge(&[
+                "name='a'; tag=10; trunks=[10]; cvlans=[3]; qinq-ethtype='802.1q'; mac='02:00:00:00:00:01'",
+                "name='c'; type='afpacket'; xdp-mode='native'; vlan-mode='native-tagged'",
+                "name='d'; type='patch'; peer='e'; mtu=1500; queues=2",
+            ]),
+            &[
+                "port `a` ignores `trunks`: it is no trunk",
+                "port `a` ignores `cvlans`: it is no dot1q-tunnel",
+                "port `a` ignores `qinq-ethtype`: it is no dot1q-tunnel",
+                "port `a` ignores `mac`: it is no internal port",
+                "port `c` has no `tag`: its native VLAN is VLAN 0",
+                "port `c` ignores `xdp-mode`: it does not use AF_XDP",
+                "port `d` ignores `mtu`: it is a patch port",
+                "port `d` ignores `queues`: it is a patch port",
+                "patch port `d` leads nowhere: there is no port `e`",
+            ],
+        );
+    }
+
+    #[test]
+    fn patch_ports_that_carry_nothing() {
+        let trunks = |there: &str| {
+            format!(
+                "[[bridge]]\nname='x'\nport=[{{ name='px', type='patch', peer='py', trunks=[1, 2] }}, {{ name='ux' }}]\n\
+                 [[bridge]]\nname='y'\nport=[{{ name='py', type='patch', peer='px', trunks={there} }}, {{ name='uy' }}]\n"
+            )
+        };
+        warns(&trunks("[2, 3]"), &[]);
+        warns(&trunks("[3]"), &["patch ports `px` and `py` have no VLAN in common"]);
+    }
+
+    #[test]
+    fn mtus_that_differ() {
+        warns(
+            &one_bridge(&["name='a'; mtu=1500", "name='c'; mtu=9000", "name='d'"]),
+            &["ports of bridge `b` have MTUs from 1500 to 9000; longer frames are dropped"],
+        );
+    }
+
+    #[test]
+    fn queues_and_frames() {
+        warns(
+            &one_bridge(&["name='a'; queues=16"]),
+            &[
+                "16384 frames are few for 1 pollers and 16 queues that may use AF_XDP: bursts may be lost; \
+                 set `frames` in [pool] to 17408 or more",
+                "port `a` has 16 queues for 1 pollers; more gain nothing",
+            ],
+        );
+    }
+
+    #[test]
+    fn static_entries_out_of_reach() {
+        warns(
+            "bridge=[{ name='b', port=[{ name='a', tag=1 }, { name='c', tag=1 }], \
+             fdb=[{ mac='02:00:00:00:00:01', vlan=2, port='a' }] }]",
+            &["static entry 02:00:00:00:00:01 is in VLAN 2, which port `a` does not carry"],
+        );
+    }
+}

@@ -1,0 +1,295 @@
+//! The configuration file as typed values: what the operator wrote, defaults filled in, nothing resolved.
+//!
+//! `CONFIG.md` beside this crate describes every key. Names and defaults are those of the Open_vSwitch schema
+//! (ovs-vswitchd.conf.db(5)).
+
+pub mod file;
+mod keys;
+mod leaf;
+mod read;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use dataplane::tables::{PriorityTags, VlanMode, VlanSet};
+use encap::field::{EtherType, MacAddr, VlanId};
+
+use crate::problem::Problems;
+
+pub(crate) use keys::{BRIDGE, PORT};
+pub(crate) use leaf::ranges;
+pub(crate) use read::{Entity, Key, Shape, canonical, unknown_key};
+
+/// Reads a configuration for this machine. See [`parse_on`].
+///
+/// # Errors
+/// Everything that is wrong with it, each with line and column and what was expected.
+pub fn parse(text: &str) -> Result<Config, Problems> {
+    parse_on(text, &Machine::current())
+}
+
+/// Reads a configuration for a given machine. Linear in the text, but for the names in it, which are sorted.
+///
+/// # Errors
+/// Everything that is wrong with it, each with line and column and what was expected.
+pub fn parse_on(text: &str, machine: &Machine) -> Result<Config, Problems> {
+    read::config(text, machine)
+}
+
+/// What a configuration may use of a machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Machine {
+    /// The cores the process may run on, ascending.
+    pub cores: Vec<usize>,
+}
+
+impl Machine {
+    /// This machine, as far as the process may use it (sched_getaffinity(2) of its first thread).
+    pub fn current() -> Self {
+        let allowed = nix::sched::sched_getaffinity(nix::unistd::getpid());
+        let cores: Vec<usize> = match allowed {
+            Ok(set) => {
+                (0..nix::sched::CpuSet::count()).filter(|core| set.is_set(*core) == Ok(true)).collect()
+            }
+            Err(_) => (0..std::thread::available_parallelism().map_or(1, usize::from)).collect(),
+        };
+        Machine { cores }
+    }
+}
+
+/// A whole configuration.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Config {
+    /// `[switch]`
+    pub switch: SwitchConfig,
+    /// `[pool]`
+    pub pool: PoolConfig,
+    /// `[[bridge]]`, in the order of the file.
+    pub bridges: Vec<BridgeConfig>,
+}
+
+/// What holds for the whole daemon.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SwitchConfig {
+    /// Path of the control socket.
+    pub socket: PathBuf,
+    /// Cores that run a poller each, at least one.
+    pub cores: Vec<usize>,
+    /// What a poller without frames does.
+    pub idle: Idle,
+    /// Megaflows at most.
+    pub flow_limit: usize,
+    /// Distinct masks at most.
+    pub mask_limit: usize,
+    /// How long a megaflow may stay unused.
+    pub max_idle: Duration,
+    /// False: every frame is translated.
+    pub caches: bool,
+    /// The most detailed level that is logged.
+    pub log: tracing::Level,
+}
+
+/// What a poller without frames does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Idle {
+    /// Spins while busy, sleeps while quiet.
+    Adaptive,
+    /// Spins always.
+    Spin,
+}
+
+/// The frame pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PoolConfig {
+    /// Frames of 2 KiB.
+    pub frames: u32,
+    /// Frames of 68 KiB.
+    pub big_frames: u32,
+}
+
+/// One bridge.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BridgeConfig {
+    /// Unique over all bridges and ports, except for the bridge's own internal port.
+    pub name: String,
+    /// How long an unused FDB entry stays.
+    pub mac_aging_time: Duration,
+    /// FDB entries at most.
+    pub mac_table_size: usize,
+    /// Forward reserved group addresses.
+    pub forward_bpdu: bool,
+    /// VLANs without learning.
+    pub flood_vlans: VlanSet,
+    /// IGMP and MLD snooping.
+    pub mcast_snooping_enable: bool,
+    /// Groups at most.
+    pub mcast_snooping_table_size: usize,
+    /// How long a membership without reports stays.
+    pub mcast_snooping_aging_time: Duration,
+    /// Groups nobody joined go to queriers only.
+    pub mcast_snooping_disable_flood_unregistered: bool,
+    /// The OpenFlow datapath id, not zero; `None`: derived from the name.
+    pub datapath_id: Option<u64>,
+    /// Static FDB entries.
+    pub fdb: Vec<FdbConfig>,
+    /// `[[bridge.port]]`, in the order of the file.
+    pub ports: Vec<PortConfig>,
+}
+
+/// A static FDB entry.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct FdbConfig {
+    /// A unicast address.
+    pub mac: MacAddr,
+    /// The VLAN, 0 where the bridge uses none.
+    pub vlan: VlanId,
+    /// A port of the same bridge.
+    pub port: String,
+}
+
+/// One port.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PortConfig {
+    /// Unique over all bridges and ports; for all but patch ports the name of a netdev.
+    pub name: String,
+    /// What it is attached to.
+    pub kind: PortKind,
+    /// The patch port at the other end.
+    pub peer: Option<String>,
+    /// Access, native or service VLAN.
+    pub tag: Option<VlanId>,
+    /// VLANs a trunk carries; empty: all.
+    pub trunks: VlanSet,
+    /// `None`: access with a tag, trunk without; see [`PortConfig::effective_vlan_mode`].
+    pub vlan_mode: Option<VlanMode>,
+    /// Customer VLANs a dot1q-tunnel takes; empty: all.
+    pub cvlans: VlanSet,
+    /// TPID of the service tag of a dot1q-tunnel: [`EtherType::QINQ`] or [`EtherType::VLAN`].
+    pub qinq_ethtype: EtherType,
+    /// Tags with VLAN 0 on output.
+    pub priority_tags: PriorityTags,
+    /// Exchanges no frames with other protected ports.
+    pub protected: bool,
+    /// Gets all multicast traffic.
+    pub mcast_snooping_flood: bool,
+    /// Gets all membership reports.
+    pub mcast_snooping_flood_reports: bool,
+    /// Requested OpenFlow port number, 1 to 65,279.
+    pub ofport: Option<u16>,
+    /// Requested MTU in bytes of layer 3, 68 to 65,535.
+    pub mtu: Option<u16>,
+    /// Requested address of an internal port.
+    pub mac: Option<MacAddr>,
+    /// Receive queues, 1 to 256.
+    pub queues: u16,
+    /// Queues that must be polled on a certain core: `(queue, core)`.
+    pub rxq_affinity: Vec<(u16, usize)>,
+    /// Where an AF_XDP port's program runs.
+    pub xdp_mode: XdpMode,
+    /// Upcalls per second it may cause; 0: no limit.
+    pub upcall_rate: u32,
+}
+
+/// What a port is attached to (`type`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PortKind {
+    /// A netdev, over AF_XDP if possible, else AF_PACKET.
+    System,
+    /// A netdev over AF_XDP.
+    Afxdp,
+    /// A netdev over AF_PACKET.
+    Afpacket,
+    /// A TAP device the switch makes.
+    Internal,
+    /// A patch port of another bridge.
+    Patch,
+}
+
+/// Where an AF_XDP port's program runs (`xdp-mode`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum XdpMode {
+    /// In the driver if it can, else in the stack.
+    BestEffort,
+    /// In the driver.
+    Native,
+    /// In the stack.
+    Generic,
+}
+
+impl PortConfig {
+    /// `vlan-mode`, or what OVS takes it for where it is not given: access with a tag, trunk without.
+    pub fn effective_vlan_mode(&self) -> VlanMode {
+        let default = if self.tag.is_some() { VlanMode::Access } else { VlanMode::Trunk };
+        self.vlan_mode.unwrap_or(default)
+    }
+}
+
+impl Default for SwitchConfig {
+    /// One poller on core 0.
+    fn default() -> Self {
+        SwitchConfig {
+            socket: PathBuf::from("/run/sluice/sluice.sock"),
+            cores: vec![0],
+            idle: Idle::Adaptive,
+            flow_limit: 200_000,
+            mask_limit: 128,
+            max_idle: Duration::from_secs(10),
+            caches: true,
+            log: tracing::Level::INFO,
+        }
+    }
+}
+
+impl Default for PoolConfig {
+    fn default() -> Self {
+        PoolConfig { frames: 16_384, big_frames: 256 }
+    }
+}
+
+impl Default for BridgeConfig {
+    fn default() -> Self {
+        BridgeConfig {
+            name: String::new(),
+            mac_aging_time: Duration::from_secs(300),
+            mac_table_size: 8192,
+            forward_bpdu: false,
+            flood_vlans: VlanSet::empty(),
+            mcast_snooping_enable: false,
+            mcast_snooping_table_size: 2048,
+            mcast_snooping_aging_time: Duration::from_secs(300),
+            mcast_snooping_disable_flood_unregistered: false,
+            datapath_id: None,
+            fdb: Vec::new(),
+            ports: Vec::new(),
+        }
+    }
+}
+
+impl Default for PortConfig {
+    fn default() -> Self {
+        PortConfig {
+            name: String::new(),
+            kind: PortKind::System,
+            peer: None,
+            tag: None,
+            trunks: VlanSet::empty(),
+            vlan_mode: None,
+            cvlans: VlanSet::empty(),
+            qinq_ethtype: EtherType::QINQ,
+            priority_tags: PriorityTags::Never,
+            protected: false,
+            mcast_snooping_flood: false,
+            mcast_snooping_flood_reports: false,
+            ofport: None,
+            mtu: None,
+            mac: None,
+            queues: 1,
+            rxq_affinity: Vec::new(),
+            xdp_mode: XdpMode::BestEffort,
+            upcall_rate: 100_000,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,185 @@
+//! What does it cost to find the flow of a frame, in the caches alone and together?
+//!
+//! Names are `family/case/size`, size being flows. Keys are visited in random order, so that big tables cost
+//! cache misses.
+
+use std::hint::black_box;
+use std::sync::Arc;
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use encap::field::{EtherType, IpProto, MacAddr};
+use flowtable::action::Action;
+use flowtable::exact::ExactCache;
+use flowtable::field::{Field, L4Port};
+use flowtable::flow::{Birth, Decision, Flow};
+use flowtable::id::PortId;
+use flowtable::key::FlowKey;
+use flowtable::mask::{Mask, Probe};
+use flowtable::megaflow::{Limits, Megaflows};
+use flowtable::time::Instant;
+
+const SIZES: [u64; 4] = [1, 1_000, 100_000, 1_000_000];
+const GENERATION: u64 = 1;
+
+/// Key `n`: a TCP frame between hosts of its own, on one of 64 ports that all masks see.
+fn key(n: u64) -> FlowKey {
+    FlowKey::default()
+        .with(Field::InPort, PortId((n / 64 % 64) as u32))
+        .with(Field::EthSrc, MacAddr::from_u64(0x0200_0000_0000 + n))
+        .with(Field::EthDst, MacAddr::from_u64(0x0600_0000_0000 + n / 7))
+        .with(Field::EthType, EtherType::IPV4)
+        .with(Field::IpProto, IpProto::TCP)
+        .with(Field::Ipv4Src, std::net::Ipv4Addr::from_bits(0x0a00_0000 + n as u32))
+        .with(Field::L4Dst, L4Port((n % 5) as u16))
+}
+
+/// Mask `i` of 64: what switching looks at, and any of six more fields.
+fn mask(i: u64) -> Mask {
+    let key = key(0);
+    let mut probe = Probe::new(&key);
+    let (_, _) = (probe.in_port(), probe.has_vlan(0));
+    let (_, _) = (probe.eth_src(), probe.eth_dst());
+    let more: [fn(&mut Probe<'_>) -> u64; 6] = [
+        |p| p.ip_src().to_bits().into(),
+        |p| p.ip_dst().to_bits().into(),
+        |p| p.l4_src().0.into(),
+        |p| p.l4_dst().0.into(),
+        |p| p.ip_ttl().into(),
+        |p| p.tun_id(),
+    ];
+    for (_, look) in more.iter().enumerate().filter(|(bit, _)| i >> bit & 1 != 0) {
+        look(&mut probe);
+    }
+    *probe.mask()
+}
+
+fn flow(n: u64, mask: &Mask) -> Arc<Flow> {
+    let decision = Decision {
+        mask: *mask,
+        actions: Box::new([Action::Output(PortId(1))]),
+        effects: Box::new([]),
+        depends: 0,
+        cacheable: true,
+    };
+    let birth = Birth { generation: GENERATION, pollers: 1, now: Instant::ZERO };
+    Arc::new(Flow::new(&key(n), PortId(0), decision, birth))
+}
+
+/// A table of `flows`, spread over `masks`.
+fn table(flows: u64, masks: u64) -> Arc<Megaflows> {
+    let table = Arc::new(Megaflows::new(Limits { flows: flows as usize, masks: masks as usize }));
+    let masks: Vec<Mask> = (0..masks).map(mask).collect();
+    (0..flows).for_each(|n| drop(table.insert(flow(n, &masks[(n % masks.len() as u64) as usize]))));
+    assert_eq!(table.len(), flows as usize);
+    table
+}
+
+/// Numbers below `n` in an order that no prefetcher guesses.
+fn order(n: u64) -> impl FnMut() -> u64 {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        ((u128::from(state) * u128::from(n)) >> 64) as u64
+    }
+}
+
+fn megaflow(c: &mut Criterion) {
+    let mut group = c.benchmark_group("megaflow");
+    group.throughput(Throughput::Elements(1));
+    for flows in SIZES {
+        for masks in [1, 8, 64] {
+            if masks > flows {
+                continue;
+            }
+            let table = table(flows, masks);
+            let mut reader = table.reader();
+            reader.quiesce();
+            let mut next = order(flows);
+            group.bench_function(BenchmarkId::new(format!("hit-{masks}-masks"), flows), |b| {
+                b.iter(|| reader.lookup(&key(next())).expect("it is there").generation());
+            });
+            group.bench_function(BenchmarkId::new(format!("miss-{masks}-masks"), flows), |b| {
+                b.iter(|| reader.lookup(&key(flows + next())).is_none());
+            });
+        }
+    }
+}
+
+/// Inserting and removing, with what it takes to free.
+fn change(c: &mut Criterion) {
+    let mut group = c.benchmark_group("megaflow");
+    group.throughput(Throughput::Elements(1));
+    for flows in [1_000, 100_000] {
+        let table = table(flows, 1);
+        let extra = mask(0);
+        group.bench_function(BenchmarkId::new("insert-remove", flows), |b| {
+            b.iter(|| {
+                let new = flow(flows + 1, &extra);
+                black_box(table.insert(Arc::clone(&new)));
+                table.remove(&new)
+            });
+        });
+    }
+}
+
+fn exact(c: &mut Criterion) {
+    let mut group = c.benchmark_group("exact");
+    group.throughput(Throughput::Elements(1));
+    for flows in [1, 1_000, 8_000] {
+        let mut cache = ExactCache::new();
+        for n in 0..flows {
+            let flow = flow(n, &mask(0));
+            cache.insert(key(n).hash(), || Arc::clone(&flow));
+        }
+        let present: Vec<u64> =
+            (0..flows).filter(|n| cache.get(&key(*n), key(*n).hash(), GENERATION).is_some()).collect();
+        let mut next = order(present.len() as u64);
+        group.bench_function(BenchmarkId::new("hit", flows), |b| {
+            b.iter(|| {
+                let key = key(present[next() as usize]);
+                cache.get(&key, key.hash(), GENERATION).expect("it is there").generation()
+            });
+        });
+        let mut next = order(flows);
+        group.bench_function(BenchmarkId::new("miss", flows), |b| {
+            b.iter(|| {
+                let key = key(flows + next());
+                cache.get(&key, key.hash(), GENERATION).is_none()
+            });
+        });
+    }
+}
+
+/// Both caches, as a poller asks them: how the cost grows with the number of flows in use.
+fn both(c: &mut Criterion) {
+    let mut group = c.benchmark_group("caches");
+    group.throughput(Throughput::Elements(1));
+    for flows in [1, 1_000, 8_000, 16_000, 100_000, 1_000_000] {
+        let table = table(flows, 8.min(flows));
+        let mut reader = table.reader();
+        reader.quiesce();
+        for (case, skew) in [("uniform", 1), ("skewed", 3)] {
+            let mut cache = ExactCache::new();
+            let mut random = order(1 << 32);
+            // The smallest of `skew` draws: some flows have many frames, most have few.
+            let mut next = move || (0..skew).map(|_| random()).min().map_or(0, |least| (least * flows) >> 32);
+            group.bench_function(BenchmarkId::new(case, flows), |b| {
+                b.iter(|| {
+                    let key = key(next());
+                    let hash = key.hash();
+                    if let Some(flow) = cache.get(&key, hash, GENERATION) {
+                        return flow.generation();
+                    }
+                    let flow = reader.lookup(&key).expect("it is there");
+                    cache.insert(hash, || flow.share());
+                    flow.generation()
+                });
+            });
+        }
+    }
+}
+
+criterion_group!(benches, megaflow, change, exact, both);
+criterion_main!(benches);

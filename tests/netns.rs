@@ -1,0 +1,22 @@
+//! The real daemon on the real kernel: every test in namespaces of its own, which vanish with it.
+//!
+//! Run by root. Conditions are awaited, not slept for; limits are generous, for two loaded cores.
+
+mod support;
+
+#[path = "netns/control.rs"]
+mod control;
+#[path = "netns/life.rs"]
+mod life;
+#[path = "netns/pollers.rs"]
+mod pollers;
+#[path = "netns/ports.rs"]
+mod ports;
+#[path = "netns/reload.rs"]
+mod reload;
+#[path = "netns/scale.rs"]
+mod scale;
+#[path = "netns/vlans.rs"]
+mod vlans;
+#[path = "netns/wire.rs"]
+mod wire;

@@ -1,0 +1,34 @@
+# A front to cargo: `cargo build`, `cargo test` and `cargo bench` work by themselves once the packages of
+# tests/setup/packages.txt are there.
+
+CARGO ?= cargo
+PREFIX ?= /usr/local
+
+.PHONY: build test bench demo install clean
+.DEFAULT_GOAL := build
+
+build:
+	@tests/setup/packages.sh build
+	$(CARGO) build --release --locked
+
+# Every test: units, properties, models, the whole switch in memory and in network namespaces, the fuzz corpus.
+test:
+	@tests/setup/packages.sh build test
+	$(CARGO) test --workspace --locked
+	$(CARGO) test --release --locked -p flowtable --features loom --lib model
+	$(CARGO) test --release --locked -p dataplane --features loom --test loom
+
+bench:
+	@tests/setup/packages.sh build
+	$(CARGO) bench --locked
+
+demo:
+	@tests/setup/packages.sh build demo
+	$(CARGO) build --release --locked
+	@tests/demo.sh
+
+install: build
+	install -D -m 755 target/release/sluice $(DESTDIR)$(PREFIX)/bin/sluice
+
+clean:
+	$(CARGO) clean

@@ -18,6 +18,11 @@ fn run(target: &str, check: fn(&[u8])) {
 }
 
 #[test]
+fn decap() {
+    run("decap", targets::decap);
+}
+
+#[test]
 fn extract() {
     run("extract", targets::extract);
 }

@@ -37,7 +37,7 @@ pub enum ChecksumError {
 }
 
 /// A ones-complement sum of 16-bit words. Zero only if all words were.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Sum(u32);
 
 impl Sum {

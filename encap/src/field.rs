@@ -17,6 +17,9 @@ pub enum FieldError {
     /// A priority above 7.
     #[error("VLAN priority {0} is out of range, expected 0 to 7")]
     Pcp(u32),
+    /// A VXLAN or Geneve network identifier above 2^24 - 1.
+    #[error("VNI {0} is out of range, expected 0 to 16777215")]
+    Vni(u32),
 }
 
 /// A 48-bit IEEE 802 MAC address in wire order.
@@ -111,6 +114,12 @@ impl EtherType {
     pub const MPLS: EtherType = EtherType(0x8847);
     /// MPLS multicast.
     pub const MPLS_MULTICAST: EtherType = EtherType(0x8848);
+    /// An Ethernet frame (transparent Ethernet bridging): the protocol type of GRE and Geneve.
+    pub const TEB: EtherType = EtherType(0x6558);
+    /// ERSPAN, types I and II: a mirrored frame in GRE.
+    pub const ERSPAN: EtherType = EtherType(0x88be);
+    /// ERSPAN, type III.
+    pub const ERSPAN_3: EtherType = EtherType(0x22eb);
     /// What OVS calls a frame without a type: 802.2 LLC, not SNAP (ovs-fields(7), `eth_type`).
     pub const NOT_ETH_II: EtherType = EtherType(0x05ff);
 
@@ -260,5 +269,80 @@ impl fmt::Display for IpProto {
 impl fmt::Debug for IpProto {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(&self.0, f)
+    }
+}
+
+/// A 24-bit network identifier of VXLAN (RFC 7348 section 5) or Geneve (RFC 8926 section 3.4).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct Vni(u32);
+
+impl Vni {
+    /// Checks the range.
+    ///
+    /// # Errors
+    /// [`FieldError::Vni`] from 2^24 on.
+    pub const fn new(id: u32) -> Result<Self, FieldError> {
+        if id < 1 << 24 { Ok(Vni(id)) } else { Err(FieldError::Vni(id)) }
+    }
+
+    /// The three octets of a header, most significant first.
+    #[inline]
+    pub const fn from_octets([a, b, c]: [u8; 3]) -> Self {
+        Vni(u32::from_be_bytes([0, a, b, c]))
+    }
+
+    /// The inverse of [`Vni::from_octets`].
+    #[inline]
+    pub const fn to_octets(self) -> [u8; 3] {
+        let [_, a, b, c] = self.0.to_be_bytes();
+        [a, b, c]
+    }
+
+    /// The identifier, below 2^24.
+    #[inline]
+    pub const fn get(self) -> u32 {
+        self.0
+    }
+}
+
+impl fmt::Display for Vni {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+impl TryFrom<u32> for Vni {
+    type Error = FieldError;
+
+    fn try_from(id: u32) -> Result<Self, FieldError> {
+        Vni::new(id)
+    }
+}
+
+/// The key of a GRE tunnel (RFC 2890 section 2.1): any 32 bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct GreKey(pub u32);
+
+impl fmt::Display for GreKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    pub fn vni() -> impl Strategy<Value = Vni> {
+        any::<[u8; 3]>().prop_map(Vni::from_octets)
+    }
+
+    #[test]
+    fn a_vni_has_24_bits() {
+        assert_eq!(Vni::new(0xff_ffff).map(Vni::to_octets), Ok([0xff; 3]));
+        assert_eq!(Vni::new(0x100_0000), Err(FieldError::Vni(0x100_0000)));
+        assert_eq!(Vni::from_octets([1, 2, 3]).get(), 0x01_0203);
     }
 }

@@ -64,6 +64,28 @@ pub fn segment_l3_len(frame: &[u8], offload: Offload) -> Result<usize, GsoError>
     Ok(layout.payload - layout.l3 + layout.size.min(layout.end - layout.payload))
 }
 
+/// The offload with which no segment's L3 length, IP header included, is above `l3_max` bytes: for a way that
+/// carries less than the sender believed. TCP is a stream and can be cut shorter; to cut a datagram shorter
+/// would be to make two of it.
+///
+/// `None` if offload and frame do not agree, or the frame cannot be cut so: UDP that is too long, no room
+/// for payload behind the headers, or more than [`MAX_SEGMENTS`].
+pub fn fit(frame: &[u8], offload: Offload, l3_max: usize) -> Option<Offload> {
+    let layout = Layout::new(frame, offload).ok()?;
+    let payload = layout.end - layout.payload;
+    let room = l3_max.checked_sub(layout.payload - layout.l3)?;
+    if layout.size.min(payload) <= room {
+        return Some(offload);
+    }
+    let mss = u16::try_from(room).ok().filter(|mss| payload <= usize::from(*mss) * MAX_SEGMENTS)?;
+    let gso = match offload.gso {
+        Gso::Tcp4 { .. } => Gso::Tcp4 { mss },
+        Gso::Tcp6 { .. } => Gso::Tcp6 { mss },
+        Gso::Udp { .. } | Gso::None => return None,
+    };
+    Some(Offload { gso, ..offload })
+}
+
 /// Prepares to cut `frame`. VLAN tags and everything else in front of the payload is repeated.
 ///
 /// # Errors
@@ -305,20 +327,43 @@ mod tests {
         }
 
         #[test]
+        fn fitted_segments_fit(packet in packets::for_a_card(3000), size in 60u16..2000, l3_max in 40usize..2100) {
+            let (frame, csum) = packet.left_to_a_card();
+            let offload = Offload { csum, gso: gso(&packet, size) };
+            let headers = frame.len() - packet.l3() - packet.payload.len();
+            let room = l3_max.saturating_sub(headers);
+            let Some(fitted) = fit(&frame, offload, l3_max) else {
+                let is_udp = matches!(packet.transport, packets::Transport::Udp);
+                let least = if is_udp { packet.payload.len().min(size.into()) } else { 1 };
+                let pieces = packet.payload.len().div_ceil(room.max(1));
+                prop_assert!(l3_max < headers || room < least || pieces > MAX_SEGMENTS);
+                return Ok(());
+            };
+            let size = match packet.payload.len().min(size.into()) {
+                longest if longest <= room => size,
+                _ => room as u16,
+            };
+            prop_assert_eq!(fitted, Offload { csum, gso: gso(&packet, size) });
+            prop_assert!(segment_l3_len(&frame, fitted).unwrap() <= l3_max);
+            check(&packet, size);
+        }
+
+        #[test]
         fn hostile_frames_are_errors_or_cut_within_bounds(
             packet in packets::for_a_card(300),
             noise in vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
             cut in prop_oneof![Just(0), 0usize..40],
             (size, exact) in (0u16..400, any::<bool>()),
             (start, offset) in (0u16..200, 0u16..20),
+            l3_max in 0usize..500,
         ) {
             let (mut frame, csum) = packet.left_to_a_card();
             noise.iter().for_each(|(at, octet)| *at.get_mut(&mut frame[12..]) = *octet);
             frame.truncate(frame.len().saturating_sub(cut));
             let csum = if exact { csum } else { Csum::Partial { start, offset } };
-            let Ok(segments) = segments(&frame, Offload { csum, gso: gso(&packet, size) }) else {
-                return Ok(());
-            };
+            let offload = Offload { csum, gso: gso(&packet, size) };
+            let offload = fit(&frame, offload, l3_max).unwrap_or(offload);
+            let Ok(segments) = segments(&frame, offload) else { return Ok(()) };
             prop_assert!((1..=MAX_SEGMENTS).contains(&segments.count()));
             for index in 0..segments.count() {
                 let mut out = vec![0; segments.frame_len(index)];
@@ -352,6 +397,30 @@ mod tests {
         let elsewhere = Csum::Partial { start: 34, offset: 16 };
         assert_eq!(error(elsewhere, udp), GsoError::Checksum(elsewhere));
         assert_eq!(segments(&frame[..20], Offload { csum, gso: udp }).unwrap_err(), GsoError::Transport(udp));
+    }
+
+    #[test]
+    fn what_fits_into_a_tunnel() {
+        let mut packet = packets::tcp_example();
+        packet.payload = vec![7; 60_000];
+        let (frame, csum) = packet.left_to_a_card();
+        let cut = |mss, l3_max| fit(&frame, Offload { csum, gso: Gso::Tcp4 { mss } }, l3_max).map(|o| o.gso);
+        assert_eq!(cut(1460, 1500), Some(Gso::Tcp4 { mss: 1460 }));
+        assert_eq!(cut(1460, 1450), Some(Gso::Tcp4 { mss: 1410 }), "through VXLAN");
+        assert_eq!(cut(1460, 98), None, "1,035 segments");
+        assert_eq!(cut(1460, 40), None, "nothing but headers");
+        assert_eq!(cut(1460, 39), None);
+        assert_eq!(fit(&frame, Offload { csum, gso: Gso::None }, 65_535), None, "nothing to cut");
+    }
+
+    #[test]
+    fn datagrams_are_not_made_shorter() {
+        let mut packet = packets::example();
+        packet.payload = vec![7; 3000];
+        let (frame, csum) = packet.left_to_a_card();
+        let offload = Offload { csum, gso: Gso::Udp { size: 1400 } };
+        assert_eq!(fit(&frame, offload, 1428), Some(offload));
+        assert_eq!(fit(&frame, offload, 1427), None);
     }
 
     #[test]

@@ -1,6 +1,11 @@
 //! What must hold for any input: the bodies of the fuzz targets, which `tests/corpus.rs` runs too.
 
+use encap::decap::Decapped;
+use encap::field::MacAddr;
+use encap::offload::{Csum, Gso, Offload};
 use encap::offsets::ETHERNET;
+use encap::template::{Outer, Template};
+use encap::tunnel::TunnelKind;
 use flowtable::id::PortId;
 use flowtable::key::FlowKey;
 use flowtable::mask::Mask;
@@ -28,6 +33,30 @@ pub fn flow_text(text: &[u8]) {
         }
         Err(error) => assert!((1..=text.chars().count()).contains(&error.column), "{error}"),
     }
+}
+
+/// Three octets say what to expect of the frame behind them. It is refused; or its inner frame lies within, and put into
+/// such a tunnel again it comes out with all that was read.
+pub fn decap(input: &[u8]) {
+    let Some(([expect, start, offset], frame)) = input.split_first_chunk() else { return };
+    let kind = TunnelKind::ALL[usize::from(expect % 3)];
+    let partial = Csum::Partial { start: u16::from(*start), offset: u16::from(*offset) };
+    let offload = Offload {
+        csum: if expect & 0x40 == 0 { Csum::None } else { partial },
+        gso: if expect & 0x80 == 0 { Gso::None } else { Gso::Tcp4 { mss: 1000 } },
+    };
+    let Ok(decapped) = encap::decap::decap(frame, kind, offload) else { return };
+    let Decapped { id, src, dst, tos, ttl, df, csum, inner_at, inner_end, .. } = decapped;
+    assert!(inner_at + ETHERNET <= inner_end && inner_end <= frame.len(), "{decapped:?}");
+    let [eth_src, eth_dst] = [MacAddr([2; 6]); 2];
+    let (tags, dst_port) = (Default::default(), 9);
+    let outer = Outer { kind, id, eth_src, eth_dst, tags, src, dst, tos, ttl, df, dst_port, csum };
+    let template = Template::new(&outer).expect("headers such as were read");
+    let mut again = [&vec![0; template.len()], &frame[inner_at..inner_end]].concat();
+    template.write(&mut again, 7).expect("a frame as long as was read");
+    let (inner_at, inner_end) = (template.len(), again.len());
+    let expected = Decapped { inner_at, inner_end, oam: false, ..decapped };
+    assert_eq!(encap::decap::decap(&again, kind, Offload::NONE), Ok(expected));
 }
 
 fn read(text: &str) -> Option<(FlowKey, Mask)> {

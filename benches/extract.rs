@@ -1,10 +1,12 @@
-//! How long does it take to make a key of a frame, and to hash it?
+//! How long does it take to make a key of a frame, to hash it, and to add what a tunnel said?
 
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use flowtable::extract::extract;
+use flowtable::field::TunnelFlags;
 use flowtable::id::PortId;
+use flowtable::key::TunnelFields;
 
 const UDP: u8 = 17;
 const TCP: u8 = 6;
@@ -76,6 +78,18 @@ fn keys(c: &mut Criterion) {
     group.finish();
 }
 
+/// What decapsulation adds to a key.
+fn tunnel(c: &mut Criterion) {
+    let frame = ethernet(&[], 0x0800, &ipv4(TCP, 80, 46));
+    let mut key = extract(&frame, PortId(1)).expect("a whole Ethernet header");
+    let (src, dst) = ([192, 0, 2, 1].into(), [192, 0, 2, 2].into());
+    let outer = TunnelFields { id: Some(5001), src, dst, tos: 0, ttl: 64, flags: TunnelFlags::NONE };
+    let mut group = c.benchmark_group("key");
+    group.throughput(Throughput::Elements(1));
+    group.bench_function("set-tunnel", |b| b.iter(|| black_box(&mut key).set_tunnel(black_box(&outer))));
+    group.finish();
+}
+
 fn hash(c: &mut Criterion) {
     let frame = ethernet(&[], 0x0800, &ipv4(TCP, 80, 46));
     let key = extract(&frame, PortId(1)).expect("a whole Ethernet header");
@@ -86,12 +100,16 @@ fn hash(c: &mut Criterion) {
         let words = [(0, u64::MAX), (1, u64::MAX), (2, u64::MAX)];
         b.iter(|| black_box(&key).hash_under(black_box(words)));
     });
+    for (case, frame) in cases(60) {
+        let key = extract(&frame, PortId(1)).expect("a whole Ethernet header");
+        group.bench_function(BenchmarkId::new("flow", case), |b| b.iter(|| black_box(&key).flow_hash()));
+    }
     group.finish();
 }
 
 criterion_group! {
     name = benches;
     config = Criterion::default().sample_size(50);
-    targets = keys, hash
+    targets = keys, tunnel, hash
 }
 criterion_main!(benches);

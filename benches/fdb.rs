@@ -2,13 +2,13 @@
 //!
 //! Names are `family/case/size`, size being entries. Stations are visited in random order.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use encap::field::MacAddr;
 use flowtable::fdb::{Fdb, Limits};
-use flowtable::id::Station;
-use flowtable::id::{PortId, SegmentId};
+use flowtable::id::{Place, PortId, SegmentId, Station};
 use flowtable::time::Instant;
 
 const SIZES: [u64; 2] = [1_000, 100_000];
@@ -18,15 +18,20 @@ fn station(n: u64) -> Station {
     Station { segment: SegmentId((n % 8) as u32), mac: MacAddr::from_u64(0x0200_0000_0000 + n) }
 }
 
-fn port(n: u64) -> PortId {
-    PortId((n % 64) as u32)
+fn place(n: u64) -> Place {
+    Place::Port(PortId((n % 64) as u32))
+}
+
+/// Endpoint `n` behind the only tunnel port.
+fn vtep(n: u64) -> Place {
+    Place::Vtep { tunnel: PortId(64), address: IpAddr::from([192, 0, 2, (n % 64) as u8]) }
 }
 
 /// A full table of `size` entries on 64 ports.
 fn table(size: u64) -> Fdb {
     let mut fdb = Fdb::new(Limits { size: size as usize, age: AGE });
     for n in 0..size {
-        fdb.learn(station(n), port(n), Instant::ZERO);
+        fdb.learn(station(n), place(n), Instant::ZERO);
     }
     fdb
 }
@@ -57,7 +62,7 @@ fn fdb(c: &mut Criterion) {
         group.bench_function(BenchmarkId::new("refresh", size), |b| {
             b.iter(|| {
                 let n = next();
-                fdb.learn(station(n), port(n), Instant::ZERO)
+                fdb.learn(station(n), place(n), Instant::ZERO)
             });
         });
         let mut round = 0;
@@ -65,14 +70,14 @@ fn fdb(c: &mut Criterion) {
             b.iter(|| {
                 round += 1;
                 let n = next();
-                fdb.learn(station(n), port(n + round), Instant::ZERO)
+                fdb.learn(station(n), place(n + round), Instant::ZERO)
             });
         });
         let mut new = size;
         group.bench_function(BenchmarkId::new("evict", size), |b| {
             b.iter(|| {
                 new += 1;
-                fdb.learn(station(new), port(new), Instant::ZERO)
+                fdb.learn(station(new), place(new), Instant::ZERO)
             });
         });
     }
@@ -90,6 +95,11 @@ fn whole(c: &mut Criterion) {
         group.bench_function(BenchmarkId::new("expire", size), |b| {
             let late = Instant::ZERO + AGE + AGE;
             b.iter_batched_ref(|| table(size), |fdb| fdb.expire(late, size as usize), BatchSize::LargeInput);
+        });
+        let entries: Vec<(Station, Place)> = (0..size).map(|n| (station(n), vtep(n))).collect();
+        group.bench_function(BenchmarkId::new("set-static", size), |b| {
+            let fresh = || Fdb::new(Limits { size: size as usize, age: AGE });
+            b.iter_batched_ref(fresh, |fdb| fdb.set_static(&entries), BatchSize::LargeInput);
         });
         let fdb = table(size);
         group.bench_function(BenchmarkId::new("show", size), |b| {

@@ -56,8 +56,9 @@ fn mask(i: u64) -> Mask {
 fn flow(n: u64, mask: &Mask) -> Arc<Flow> {
     let decision = Decision {
         mask: *mask,
-        actions: Box::new([Action::Output(PortId(1))]),
+        actions: [Action::Output(PortId(1))].into(),
         effects: Box::new([]),
+        in_port: PortId(0),
         depends: 0,
         cacheable: true,
     };

@@ -4,10 +4,14 @@
 //! with caches off, and must leave the same frames and the same counters behind; then every frame must be
 //! accounted for ([`rack::both_ways`]).
 
+#[path = "support/racks.rs"]
+mod fabric;
 #[path = "support/frames.rs"]
 mod frames;
 #[path = "support/guest.rs"]
 mod guest;
+#[path = "support/ovs.rs"]
+mod ovs;
 #[path = "support/rack.rs"]
 mod rack;
 
@@ -23,6 +27,8 @@ mod hostile;
 mod learning;
 #[path = "switch/offload.rs"]
 mod offload;
+#[path = "switch/overlay/mod.rs"]
+mod overlay;
 #[path = "switch/patch.rs"]
 mod patch;
 #[path = "switch/peer.rs"]

@@ -3,11 +3,14 @@
 //! Verbs that Open vSwitch has too take its arguments and answer in its words, as text (ovs-vswitchd(8)); our
 //! own are called `sluice/...` and answer with a JSON value ([`report`]).
 
+mod entries;
 pub mod message;
+mod overlay;
 mod ovs;
 pub mod report;
 pub mod server;
 pub mod socket;
+mod tnl;
 pub mod verbs;
 
 use serde_json::Value;

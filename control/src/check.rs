@@ -3,15 +3,16 @@
 //! `findings` are errors: a configuration that has any is never applied. [`warnings`] are legal, and likely
 //! not meant.
 
+mod segments;
+mod tunnels;
 mod warn;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use dataplane::tables::VlanMode;
-use encap::field::{MacAddr, VlanId};
 
 use crate::config::{BridgeConfig, Config, Entity, PortConfig, PortKind};
-use crate::problem::did_you_mean;
+use crate::resolve::{Names, Own};
 
 pub use warn::warnings;
 
@@ -34,16 +35,23 @@ pub(crate) struct Finding {
     pub message: String,
 }
 
-/// Everything that is wrong between the values of `config`. O(n log n) in bridges, ports and entries.
+/// Everything that is wrong between the values of `config`. O(n log n) in bridges, ports, segments and entries.
 pub(crate) fn findings(config: &Config) -> Vec<Finding> {
-    let mut check = Check { config, ports: BTreeMap::new(), findings: Vec::new() };
+    let (own, names) = (Own::new(config), config.bridges.iter().map(Names::new).collect());
+    let mut check = Check { config, own, names, ports: HashMap::new(), findings: Vec::new() };
     check.pool();
     check.names();
+    check.addresses();
+    check.routes();
+    check.tunnels();
+    check.segment_names();
     for (b, bridge) in config.bridges.iter().enumerate() {
         check.bridge(b, bridge);
+        check.segments(b, bridge);
         for (p, port) in bridge.ports.iter().enumerate() {
             let entity = Entity::Port(b, p);
             check.vlan(entity, port);
+            check.joined((b, entity), port);
             check.peer(b, entity, port);
             check.affinity(entity, port);
         }
@@ -53,8 +61,11 @@ pub(crate) fn findings(config: &Config) -> Vec<Finding> {
 
 struct Check<'a> {
     config: &'a Config,
+    own: Own<'a>,
+    /// By the number of their bridge.
+    names: Vec<Names<'a>>,
     /// The bridge and the settings of each port, by its name.
-    ports: BTreeMap<&'a str, (usize, &'a PortConfig)>,
+    ports: HashMap<&'a str, (usize, &'a PortConfig)>,
     findings: Vec<Finding>,
 }
 
@@ -135,27 +146,6 @@ impl<'a> Check<'a> {
                 let message =
                     format!("ofport {ofport} is port `{other}`'s in bridge `{}` already", bridge.name);
                 self.report(entity, &["ofport"], message);
-            }
-        }
-        self.fdb(b, bridge);
-    }
-
-    fn fdb(&mut self, b: usize, bridge: &'a BridgeConfig) {
-        let names: BTreeSet<&str> = bridge.ports.iter().map(|port| port.name.as_str()).collect();
-        let mut seen: BTreeSet<(VlanId, MacAddr)> = BTreeSet::new();
-        for (f, entry) in bridge.fdb.iter().enumerate() {
-            let entity = Entity::Fdb(b, f);
-            if !names.contains(entry.port.as_str()) {
-                let hint = did_you_mean(&entry.port, names.iter().copied());
-                let message = format!(
-                    "static entry {} is for port `{}`, which bridge `{}` does not have{hint}",
-                    entry.mac, entry.port, bridge.name
-                );
-                self.report(entity, &["port"], message);
-            }
-            if !seen.insert((entry.vlan, entry.mac)) {
-                let message = format!("static entry {} in VLAN {} is given twice", entry.mac, entry.vlan);
-                self.report(entity, &["mac", "vlan"], message);
             }
         }
     }

@@ -4,6 +4,7 @@
 //! Exit status 0: done; 1: refused or failed, with one line on standard error; 2: the command line is wrong.
 
 mod call;
+mod overlay;
 
 use std::fmt::Display;
 use std::io::{self, ErrorKind, Write};
@@ -15,6 +16,7 @@ use clap_complete::Shell;
 use serde_json::{Value, json};
 
 use self::call::Call;
+use self::overlay::{FdbVerb, NeighVerb, RouteVerb, SegmentVerb, TunnelVerb};
 use crate::config::SwitchConfig;
 use crate::daemon;
 use crate::model::Model;
@@ -68,9 +70,21 @@ enum Ask {
     /// Ports
     #[command(subcommand)]
     Port(PortVerb),
+    /// Segments: tenant networks, and what they are called beyond this switch
+    #[command(subcommand)]
+    Segment(SegmentVerb),
+    /// Tunnel ports
+    #[command(subcommand)]
+    Tunnel(TunnelVerb),
     /// Learned and static MAC addresses
     #[command(subcommand)]
     Fdb(FdbVerb),
+    /// Who has which address: in segments, where the switch answers, and in the underlay
+    #[command(subcommand)]
+    Neigh(NeighVerb),
+    /// Routes of the underlay
+    #[command(subcommand)]
+    Route(RouteVerb),
     /// The flow cache
     #[command(subcommand)]
     Flow(FlowVerb),
@@ -89,6 +103,8 @@ enum Ask {
     /// Poller threads
     #[command(subcommand)]
     Poller(PollerVerb),
+    /// Our addresses under the tunnels, the neighbours there, and path MTUs
+    Underlay,
     /// Dropped frames by port and reason
     Drops,
     /// Stop the pollers for a moment and prove that every frame is accounted for
@@ -141,18 +157,6 @@ enum PortVerb {
     },
     /// Show ports
     Show { port: Option<String> },
-}
-
-#[derive(Debug, Subcommand)]
-enum FdbVerb {
-    /// Show entries
-    Show { bridge: Option<String> },
-    /// Add a static entry
-    Add { bridge: String, vlan: String, mac: String, port: String },
-    /// Delete a static entry
-    Del { bridge: String, vlan: String, mac: String },
-    /// Forget what was learned
-    Flush { bridge: Option<String>, port: Option<String> },
 }
 
 #[derive(Debug, Subcommand)]
@@ -209,7 +213,7 @@ fn answer(cli: &Cli, call: &Call) -> Result<(), String> {
     let default = SwitchConfig::default().socket;
     let socket = cli.socket.as_deref().unwrap_or(&default);
     let value = client::call(socket, call.method, &call.params).map_err(complaint)?;
-    call::warnings(&value).for_each(|warning| eprintln!("{}", complaint(warning)));
+    call::warnings(&value).for_each(|warning| eprintln!("sluice: warning: {warning}"));
     if cli.json {
         return print(&pretty(&value));
     }
@@ -296,18 +300,36 @@ mod tests {
             "sluice port show eth1",
             "sluice fdb show",
             "sluice fdb show br0",
-            "sluice fdb add br0 10 02:00:00:00:00:01 eth1",
-            "sluice fdb del br0 10 02:00:00:00:00:01",
+            "sluice fdb add br0 02:00:00:00:00:01 vlan=10 port=eth1",
+            "sluice fdb del br0 02:00:00:00:00:01 vlan=10",
             "sluice fdb flush",
             "sluice fdb flush br0 eth1",
             "sluice flow show",
             "sluice flow show in_port=eth1",
             "sluice flow flush",
             "sluice mdb show",
+            "sluice segment add br0 blue type=vxlan id=5001 vteps=192.0.2.2,192.0.2.3",
+            "sluice segment del blue",
+            "sluice segment set blue id=6001",
+            "sluice segment show",
+            "sluice segment show br0",
+            "sluice tunnel add br0 vx0 type=vxlan remote-ip=flow key=flow",
+            "sluice tunnel del vx0",
+            "sluice tunnel set vx0 ttl=inherit",
+            "sluice tunnel show",
+            "sluice tunnel show vx0",
+            "sluice neigh add br0 10.0.0.5 segment=blue mac=02:00:00:00:00:05",
+            "sluice neigh del br0 10.0.0.5 segment=blue",
+            "sluice neigh show",
+            "sluice neigh show br0",
+            "sluice route add default via=192.0.2.254 port=vtep0",
+            "sluice route del default",
+            "sluice route show",
             "sluice trace br0 in_port=1,dl_src=02:00:00:00:00:01",
             "sluice trace br0 in_port=1 --learn",
             "sluice poller show",
             "sluice poller place eth1 0 2",
+            "sluice underlay",
             "sluice drops",
             "sluice ledger",
             "sluice log",

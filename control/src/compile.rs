@@ -1,16 +1,25 @@
 //! From what is meant to what pollers read: `compile` is pure and total, every problem is found before it.
 
-use std::collections::BTreeMap;
+mod overlay;
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use dataplane::port::host;
 use dataplane::tables::{
-    Bridge, FdbConfig, PortEntry, PortKind, SnoopingConfig, StaticEntry, Tables, VlanConfig, VlanMode,
-    VlanSet,
+    Bridge, FdbConfig, PortEntry, PortKind, SnoopingConfig, Tables, VlanConfig, VlanMode, VlanSet,
 };
+use dataplane::tunnel::Tunnels;
+use dataplane::underlay::Route;
 use encap::field::{MacAddr, VlanId};
-use flowtable::id::PortId;
+use flowtable::id::{PortId, SegmentId};
+use flowtable::lpm::Prefix;
 
 use crate::config::{self, PortConfig, XdpMode};
 use crate::model::{self, Model};
+use overlay::Overlay;
+
+pub use overlay::Endpoint;
 
 /// The MTU of a port for which none is requested, in bytes of layer 3, until control knows the device's and
 /// writes it into the table before it publishes.
@@ -19,10 +28,14 @@ pub const DEFAULT_MTU: u16 = 1500;
 /// What a model demands of the data plane.
 #[derive(Debug)]
 pub struct Compiled {
-    /// The snapshot to publish.
+    /// The snapshot to publish, but for the underlay, of which only what follows is configured.
     pub tables: Tables,
-    /// The devices to hold open, by port; patch ports have none.
+    /// The devices to hold open, by port; patch ports have none, and most tunnel ports.
     pub attachments: BTreeMap<PortId, Attachment>,
+    /// Ports whose addresses in the underlay are configured.
+    pub endpoints: BTreeMap<PortId, Endpoint>,
+    /// Configured routes, and the networks of those addresses; each prefix once.
+    pub routes: Vec<(Prefix, Route)>,
 }
 
 /// A device to hold open. Unequal to its predecessor: close that one and open this.
@@ -55,25 +68,49 @@ pub enum AttachKind {
     Afpacket,
     /// A TAP device we make.
     Internal,
+    /// Memory, with our own stack at the other end.
+    Vtep,
+    /// Sockets of the host's stack.
+    HostTunnel(host::Request),
 }
 
-/// The tables and attachments of a model. A patch port without a peer is in neither. O(ports log ports).
+impl AttachKind {
+    /// Is it attached to an interface of the kernel, whose name it has?
+    pub fn has_netdev(self) -> bool {
+        !matches!(self, AttachKind::Vtep | AttachKind::HostTunnel(_))
+    }
+}
+
+/// All that a model demands. A patch port without a peer is in nothing. O(n log n) in ports, segments and entries.
 pub fn compile(model: &Model) -> Compiled {
     let mut tables = Tables::default();
     let mut attachments = BTreeMap::new();
+    let overlay = Overlay::new(model);
+    let host_listeners = overlay.host_listeners();
     for bridge in model.bridges() {
-        put(&mut tables.bridges, bridge.id.index(), bridge_entry(model, &bridge));
+        put(&mut tables.bridges, bridge.id.index(), bridge_entry(&overlay, &bridge));
     }
     for port in model.ports() {
-        let Some(kind) = port_kind(model, &port) else { continue };
-        put(&mut tables.ports, port.id.index(), port_entry(&port, kind));
-        attachments.extend(attachment(port.config).map(|attachment| (port.id, attachment)));
+        let Some(kind) = port_kind(&overlay, &port) else { continue };
+        put(&mut tables.ports, port.id.index(), port_entry(&overlay, &port, kind));
+        let wanted = attach_kind(port.config.kind, host_listeners.get(&port.id).copied());
+        attachments.extend(wanted.map(|kind| (port.id, attachment(port.config, kind))));
     }
     for (i, port) in tables.ports.iter().enumerate() {
         let bridge = port.as_ref().and_then(|port| tables.bridges[port.bridge.index()].as_mut());
         bridge.into_iter().for_each(|bridge| bridge.ports.push(PortId(i as u32)));
     }
-    Compiled { tables, attachments }
+    tables.segments = Arc::new(overlay.segments());
+    tables.tunnels = Arc::new(tunnels(&tables));
+    Compiled { tables, attachments, endpoints: overlay::endpoints(model), routes: overlay::routes(model) }
+}
+
+fn tunnels(tables: &Tables) -> Tunnels {
+    let tunnel = |(i, port): (usize, &Option<PortEntry>)| match port.as_ref()?.kind {
+        PortKind::Tunnel(tunnel) => Some((PortId(i as u32), tunnel)),
+        PortKind::Attached | PortKind::Patch { .. } => None,
+    };
+    Tunnels::new(tables.ports.iter().enumerate().filter_map(tunnel))
 }
 
 fn put<T>(table: &mut Vec<Option<T>>, index: usize, entry: T) {
@@ -84,16 +121,12 @@ fn put<T>(table: &mut Vec<Option<T>>, index: usize, entry: T) {
 }
 
 /// Everything but the ports.
-fn bridge_entry(model: &Model, bridge: &model::Bridge) -> Bridge {
+fn bridge_entry(overlay: &Overlay, bridge: &model::Bridge) -> Bridge {
     let config = bridge.config;
     let snooping = SnoopingConfig {
         size: config.mcast_snooping_table_size,
         age: config.mcast_snooping_aging_time,
         flood_unregistered: !config.mcast_snooping_disable_flood_unregistered,
-    };
-    let entry = |entry: &config::FdbConfig| {
-        let port = model.port(&entry.port).filter(|port| port_kind(model, port).is_some())?;
-        Some(StaticEntry { vlan: entry.vlan, mac: entry.mac, port: port.id })
     };
     Bridge {
         name: config.name.clone(),
@@ -103,37 +136,45 @@ fn bridge_entry(model: &Model, bridge: &model::Bridge) -> Bridge {
         fdb: FdbConfig { age: config.mac_aging_time, size: config.mac_table_size },
         snooping: config.mcast_snooping_enable.then_some(snooping),
         datapath_id: config.datapath_id.unwrap_or_else(|| derived_datapath_id(&config.name)),
-        static_fdb: config.fdb.iter().filter_map(entry).collect(),
+        static_fdb: config.fdb.iter().filter_map(|entry| overlay.static_entry(bridge.id, entry)).collect(),
     }
 }
 
-/// A locally administered address made of the bridge's name (FNV-1a), as OVS makes one of a MAC address.
+/// A locally administered address made of the bridge's name, as OVS makes one of a MAC address.
 fn derived_datapath_id(name: &str) -> u64 {
+    local_address(name)
+}
+
+/// The bits of a locally administered unicast MAC address, made of a name (FNV-1a).
+fn local_address(name: &str) -> u64 {
     let fnv = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
     let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325, fnv);
     hash & 0xfcff_ffff_ffff | 0x0200_0000_0000
 }
 
 /// `None` for a patch port whose peer does not exist.
-fn port_kind(model: &Model, port: &model::Port) -> Option<PortKind> {
+fn port_kind(overlay: &Overlay, port: &model::Port) -> Option<PortKind> {
     match port.config.kind {
-        config::PortKind::Patch => model.peer(port).map(|peer| PortKind::Patch { peer: peer.id }),
+        config::PortKind::Patch => overlay.model().peer(port).map(|peer| PortKind::Patch { peer: peer.id }),
+        config::PortKind::Tunnel(kind) => Some(PortKind::Tunnel(overlay.tunnel(port.config, kind))),
         _ => Some(PortKind::Attached),
     }
 }
 
-fn port_entry(port: &model::Port, kind: PortKind) -> PortEntry {
+fn port_entry(overlay: &Overlay, port: &model::Port, kind: PortKind) -> PortEntry {
     let config = port.config;
+    let segment = overlay.joined(config).map(|segment| segment.id);
     let mtu = match kind {
         PortKind::Attached => config.mtu.unwrap_or(DEFAULT_MTU),
-        PortKind::Patch { .. } => u16::MAX,
+        PortKind::Patch { .. } | PortKind::Tunnel(_) => u16::MAX,
     };
     PortEntry {
         name: config.name.clone(),
         bridge: port.bridge,
         ofport: port.ofport,
         kind,
-        vlan: vlan_config(config),
+        vlan: vlan_config(config, segment),
+        segment: segment.filter(|segment| segment.vlan().is_none()),
         protected: config.protected,
         mcast_flood: config.mcast_snooping_flood,
         mcast_flood_reports: config.mcast_snooping_flood_reports,
@@ -142,27 +183,27 @@ fn port_entry(port: &model::Port, kind: PortKind) -> PortEntry {
     }
 }
 
-fn vlan_config(config: &PortConfig) -> VlanConfig {
+/// The VLAN settings of a port: its own, or those of an access port of the segment it joined.
+pub(crate) fn vlan_config(config: &PortConfig, joined: Option<SegmentId>) -> VlanConfig {
+    let mode = joined.map_or_else(|| config.effective_vlan_mode(), |_| VlanMode::Access);
+    let tag = joined.map_or(config.tag, SegmentId::vlan).unwrap_or(VlanId::NONE);
+    // A native VLAN is always carried.
+    let (mut trunks, has_tag) = match mode {
+        VlanMode::Access | VlanMode::Dot1qTunnel => (VlanSet::empty(), true),
+        VlanMode::Trunk => (or_all(&config.trunks), false),
+        VlanMode::NativeTagged | VlanMode::NativeUntagged => (or_all(&config.trunks), true),
+    };
+    if has_tag {
+        trunks.insert(tag);
+    }
     VlanConfig {
-        mode: config.effective_vlan_mode(),
-        tag: config.tag.unwrap_or(VlanId::NONE),
-        trunks: carried_vlans(config),
+        mode,
+        tag,
+        trunks,
         cvlans: or_all(&config.cvlans),
         qinq_ethtype: config.qinq_ethtype,
         priority_tags: config.priority_tags,
     }
-}
-
-/// The VLANs a port carries. A native VLAN is always among them.
-pub(crate) fn carried_vlans(config: &PortConfig) -> VlanSet {
-    let tag = config.tag.unwrap_or(VlanId::NONE);
-    let mut vlans = match config.effective_vlan_mode() {
-        VlanMode::Access | VlanMode::Dot1qTunnel => VlanSet::empty(),
-        VlanMode::Trunk => return or_all(&config.trunks),
-        VlanMode::NativeTagged | VlanMode::NativeUntagged => or_all(&config.trunks),
-    };
-    vlans.insert(tag);
-    vlans
 }
 
 /// An empty set in the configuration means all VLANs.
@@ -170,30 +211,38 @@ fn or_all(vlans: &VlanSet) -> VlanSet {
     if *vlans == VlanSet::empty() { VlanSet::all() } else { vlans.clone() }
 }
 
-/// `None` for patch ports.
-fn attachment(config: &PortConfig) -> Option<Attachment> {
-    let kind = match config.kind {
-        config::PortKind::System => AttachKind::System,
-        config::PortKind::Afxdp => AttachKind::Afxdp,
-        config::PortKind::Afpacket => AttachKind::Afpacket,
-        config::PortKind::Internal => AttachKind::Internal,
-        config::PortKind::Patch => return None,
-    };
-    Some(Attachment {
+/// `None` for patch ports and for tunnel ports without sockets of their own.
+fn attach_kind(kind: config::PortKind, sockets: Option<host::Request>) -> Option<AttachKind> {
+    match kind {
+        config::PortKind::System => Some(AttachKind::System),
+        config::PortKind::Afxdp => Some(AttachKind::Afxdp),
+        config::PortKind::Afpacket => Some(AttachKind::Afpacket),
+        config::PortKind::Internal => Some(AttachKind::Internal),
+        config::PortKind::Vtep => Some(AttachKind::Vtep),
+        config::PortKind::Tunnel(_) => sockets.map(AttachKind::HostTunnel),
+        config::PortKind::Patch => None,
+    }
+}
+
+/// What has no netdev has one queue, and an MTU and a MAC address that are in the tables.
+fn attachment(config: &PortConfig, kind: AttachKind) -> Attachment {
+    let netdev = kind.has_netdev();
+    Attachment {
         name: config.name.clone(),
         kind,
-        mtu: config.mtu,
-        mac: config.mac,
-        queues: config.queues,
+        mtu: config.mtu.filter(|_| netdev),
+        mac: config.mac.filter(|_| netdev),
+        queues: if netdev { config.queues } else { 1 },
         xdp_mode: config.xdp_mode,
         rxq_affinity: config.rxq_affinity.clone(),
-    })
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
+    use dataplane::tables::StaticEntry;
     use encap::field::EtherType;
 
     use super::*;
@@ -245,7 +294,7 @@ mod tests {
         let snooping = SnoopingConfig { size: 2048, age: Duration::from_secs(300), flood_unregistered: true };
         assert_eq!(a.snooping, Some(snooping));
         let entry =
-            StaticEntry { vlan: VlanId::new(4).unwrap(), mac: MacAddr([2, 0, 0, 0, 0, 1]), port: id("nic") };
+            StaticEntry { segment: SegmentId(4), mac: MacAddr([2, 0, 0, 0, 0, 1]), place: id("nic").into() };
         assert_eq!(a.static_fdb, [entry]);
         let b = compiled.tables.bridge(model.bridge("b").unwrap().id).unwrap();
         assert_eq!((b.datapath_id, b.snooping, b.name.as_str()), (0xff, None, "b"));

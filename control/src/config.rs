@@ -6,18 +6,23 @@
 pub mod file;
 mod keys;
 mod leaf;
+mod overlay;
 mod read;
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use dataplane::tables::{PriorityTags, VlanMode, VlanSet};
 use encap::field::{EtherType, MacAddr, VlanId};
+use encap::tunnel::TunnelKind;
 
 use crate::problem::Problems;
 
-pub(crate) use keys::{BRIDGE, PORT};
+pub(crate) use keys::{BRIDGE, PORT, SEGMENT};
+pub(crate) use leaf::overlay::read_prefix;
 pub(crate) use leaf::ranges;
+pub use overlay::*;
 pub(crate) use read::{Entity, Key, Shape, canonical, unknown_key};
 
 /// Reads a configuration for this machine. See [`parse_on`].
@@ -64,6 +69,8 @@ pub struct Config {
     pub switch: SwitchConfig,
     /// `[pool]`
     pub pool: PoolConfig,
+    /// `[[route]]`, in the order of the file.
+    pub routes: Vec<RouteConfig>,
     /// `[[bridge]]`, in the order of the file.
     pub bridges: Vec<BridgeConfig>,
 }
@@ -130,8 +137,12 @@ pub struct BridgeConfig {
     pub mcast_snooping_disable_flood_unregistered: bool,
     /// The OpenFlow datapath id, not zero; `None`: derived from the name.
     pub datapath_id: Option<u64>,
+    /// Segments, in the order of the file.
+    pub segments: Vec<SegmentConfig>,
     /// Static FDB entries.
     pub fdb: Vec<FdbConfig>,
+    /// Who has which address.
+    pub neighbours: Vec<NeighConfig>,
     /// `[[bridge.port]]`, in the order of the file.
     pub ports: Vec<PortConfig>,
 }
@@ -141,21 +152,31 @@ pub struct BridgeConfig {
 pub struct FdbConfig {
     /// A unicast address.
     pub mac: MacAddr,
-    /// The VLAN, 0 where the bridge uses none.
-    pub vlan: VlanId,
+    /// The VLAN; `None`: that of the segment, or 0 where the bridge uses none.
+    pub vlan: Option<VlanId>,
+    /// The segment, instead of a VLAN.
+    pub segment: Option<String>,
     /// A port of the same bridge.
-    pub port: String,
+    pub port: Option<String>,
+    /// Another endpoint of the segment's tunnel, instead of a port.
+    pub vtep: Option<IpAddr>,
 }
 
 /// One port.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PortConfig {
-    /// Unique over all bridges and ports; for all but patch ports the name of a netdev.
+    /// Unique over all bridges and ports; the name of a netdev, but for patch, tunnel and VTEP ports.
     pub name: String,
     /// What it is attached to.
     pub kind: PortKind,
     /// The patch port at the other end.
     pub peer: Option<String>,
+    /// The segment it joins.
+    pub segment: Option<String>,
+    /// Addresses of ours, if it is a VTEP.
+    pub addresses: Vec<Cidr>,
+    /// What only tunnel ports have.
+    pub tunnel: TunnelConfig,
     /// Access, native or service VLAN.
     pub tag: Option<VlanId>,
     /// VLANs a trunk carries; empty: all.
@@ -178,7 +199,7 @@ pub struct PortConfig {
     pub ofport: Option<u16>,
     /// Requested MTU in bytes of layer 3, 68 to 65,535.
     pub mtu: Option<u16>,
-    /// Requested address of an internal port.
+    /// Requested address of an internal or VTEP port.
     pub mac: Option<MacAddr>,
     /// Receive queues, 1 to 256.
     pub queues: u16,
@@ -203,6 +224,10 @@ pub enum PortKind {
     Internal,
     /// A patch port of another bridge.
     Patch,
+    /// Other tunnel endpoints.
+    Tunnel(TunnelKind),
+    /// The switch's own stack, which has addresses in the underlay.
+    Vtep,
 }
 
 /// Where an AF_XDP port's program runs (`xdp-mode`).
@@ -259,7 +284,9 @@ impl Default for BridgeConfig {
             mcast_snooping_aging_time: Duration::from_secs(300),
             mcast_snooping_disable_flood_unregistered: false,
             datapath_id: None,
+            segments: Vec::new(),
             fdb: Vec::new(),
+            neighbours: Vec::new(),
             ports: Vec::new(),
         }
     }
@@ -271,6 +298,9 @@ impl Default for PortConfig {
             name: String::new(),
             kind: PortKind::System,
             peer: None,
+            segment: None,
+            addresses: Vec::new(),
+            tunnel: TunnelConfig::NONE,
             tag: None,
             trunks: VlanSet::empty(),
             vlan_mode: None,

@@ -136,6 +136,7 @@ impl Daemon {
             let service = &mut self.running.service;
             self.events.drain().for_each(|event| service.on_event(event));
             service.on_links();
+            service.on_underlay();
             if let Some(watchdog) = &mut self.watchdog {
                 watchdog.turn(Instant::now(), service.switch());
             }
@@ -147,8 +148,8 @@ impl Daemon {
 
     /// Sleeps until there is something to do.
     fn wait(&self) -> Result<(), RunError> {
-        let own = [self.signals.as_fd(), self.events.as_fd(), self.running.service.links().as_fd()];
-        let own = own.into_iter().map(|fd| (fd, PollFlags::POLLIN));
+        let own = [self.signals.as_fd(), self.events.as_fd()].into_iter();
+        let own = own.chain(self.running.service.interests()).map(|fd| (fd, PollFlags::POLLIN));
         let mut fds: Vec<PollFd> =
             own.chain(self.server.interests()).map(|(fd, on)| PollFd::new(fd, on)).collect();
         match poll(&mut fds, timeout(self.patience(Instant::now()))) {

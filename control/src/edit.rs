@@ -4,93 +4,31 @@
 //! the same code, and what [`edit`] returns always parses. Cost: one pass over the text per setting.
 
 mod atomic;
+mod change;
+mod entries;
 mod layout;
 
-use encap::field::{MacAddr, VlanId};
-use toml_edit::{Array, Table, Value};
+use std::collections::BTreeSet;
 
-use crate::config::{self, BRIDGE, BridgeConfig, Config, Entity, Key, PORT, Shape, canonical};
+use toml_edit::{Array, Item, Table, Value};
+
+use crate::config::{self, BRIDGE, BridgeConfig, Config, Entity, Key, PORT, SEGMENT, Shape, canonical};
 use crate::problem::{Problem, Problems, did_you_mean};
 
 pub use atomic::write_atomically;
+pub use change::Change;
 
-/// One change of a configuration. Settings are `key=value` with the file's keys; `key=` takes the key out.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Change {
-    /// A new bridge.
-    AddBridge {
-        /// Its name.
-        bridge: String,
-        /// `key=value`
-        settings: Vec<String>,
-    },
-    /// A bridge goes, with its ports.
-    DelBridge {
-        /// Its name.
-        bridge: String,
-    },
-    /// Settings of a bridge.
-    SetBridge {
-        /// Its name.
-        bridge: String,
-        /// `key=value`
-        settings: Vec<String>,
-    },
-    /// A new port.
-    AddPort {
-        /// Where.
-        bridge: String,
-        /// Its name.
-        port: String,
-        /// `key=value`
-        settings: Vec<String>,
-    },
-    /// A port goes.
-    DelPort {
-        /// Its name.
-        port: String,
-    },
-    /// Settings of a port.
-    SetPort {
-        /// Its name.
-        port: String,
-        /// `key=value`
-        settings: Vec<String>,
-    },
-    /// A new static FDB entry.
-    AddFdb {
-        /// Where.
-        bridge: String,
-        /// The VLAN.
-        vlan: VlanId,
-        /// The address.
-        mac: MacAddr,
-        /// Where it lives.
-        port: String,
-    },
-    /// A static FDB entry goes.
-    DelFdb {
-        /// Where.
-        bridge: String,
-        /// The VLAN.
-        vlan: VlanId,
-        /// The address.
-        mac: MacAddr,
-    },
-}
-
-/// Makes one change in the text of a configuration file.
+/// Makes one change in the text of a configuration file, which is `config`; the new text and what it says.
 ///
 /// What is already as the change wants it (a setting, a static entry) stays as it is.
 ///
 /// # Errors
-/// What is wrong with `text`, with lines; else what is wrong with the change, without.
-pub fn edit(text: &str, change: &Change) -> Result<String, Problems> {
-    let config = config::parse(text)?;
-    let edited = apply(text, &config, change)?;
+/// What is wrong with the change, without lines.
+pub fn edit(text: &str, config: &Config, change: &Change) -> Result<(String, Config), Problems> {
+    let edited = apply(text, config, change)?;
     let unplaced = |problem: Problem| Problem::new(problem.message);
     match config::parse(&edited) {
-        Ok(_) => Ok(edited),
+        Ok(config) => Ok((edited, config)),
         Err(problems) => Err(Problems(problems.0.into_iter().map(unplaced).collect())),
     }
 }
@@ -103,53 +41,77 @@ fn apply(text: &str, config: &Config, change: &Change) -> Result<String, Problem
                     Problem::new(format!("bridge `{bridge}` exists already; change it with `set`")).into()
                 );
             }
-            let added = layout::push(text, Entity::Root, "bridge", named(bridge))?;
-            set(&added, Entity::Bridge(config.bridges.len()), BRIDGE, settings)
+            add(text, (Entity::Root, "bridge"), BRIDGE, (bridge, settings))
         }
         Change::DelBridge { bridge } => {
-            Ok(layout::remove(text, Entity::Bridge(find_bridge(config, bridge)?.0))?)
+            remove(text, (Entity::Root, "bridge"), find_bridge(config, bridge)?.0)
         }
         Change::SetBridge { bridge, settings } => {
             set(text, Entity::Bridge(find_bridge(config, bridge)?.0), BRIDGE, settings)
         }
         Change::AddPort { bridge, port, settings } => {
-            let (b, owner) = find_bridge(config, bridge)?;
+            let (b, _) = find_bridge(config, bridge)?;
             if let Ok((other, _)) = find_port(config, port) {
-                let message = format!("port `{port}` is in bridge `{}` already", config.bridges[other].name);
-                return Err(
-                    Problem::new(format!("{message}; change it with `set`, or delete it first")).into()
-                );
+                return Err(exists("port", port, &config.bridges[other]).into());
             }
-            let added = layout::push(text, Entity::Bridge(b), "port", named(port))?;
-            set(&added, Entity::Port(b, owner.ports.len()), PORT, settings)
+            add(text, (Entity::Bridge(b), "port"), PORT, (port, settings))
         }
         Change::DelPort { port } => {
             let (b, p) = find_port(config, port)?;
-            Ok(layout::remove(text, Entity::Port(b, p))?)
+            remove(text, (Entity::Bridge(b), "port"), p)
         }
         Change::SetPort { port, settings } => {
             let (b, p) = find_port(config, port)?;
             set(text, Entity::Port(b, p), PORT, settings)
         }
-        Change::AddFdb { bridge, vlan, mac, port } => {
-            let (b, owner) = find_bridge(config, bridge)?;
-            match find_entry(owner, *vlan, *mac).map(|f| &owner.fdb[f].port) {
-                Some(other) if other == port => Ok(text.to_owned()),
-                Some(other) => Err(Problem::new(format!(
-                    "{mac} in VLAN {vlan} of bridge `{bridge}` is at port `{other}` already; delete that entry first"
-                ))
-                .into()),
-                None => Ok(layout::push_inline(text, Entity::Bridge(b), "fdb", entry(*vlan, *mac, port))?),
+        Change::AddSegment { bridge, segment, settings } => {
+            let (b, _) = find_bridge(config, bridge)?;
+            if let Ok((other, _)) = find_segment(config, segment) {
+                return Err(exists("segment", segment, &config.bridges[other]).into());
             }
+            add(text, (Entity::Bridge(b), "segment"), SEGMENT, (segment, settings))
         }
-        Change::DelFdb { bridge, vlan, mac } => {
-            let (b, owner) = find_bridge(config, bridge)?;
-            let absent =
-                || Problem::new(format!("bridge `{bridge}` has no static entry {mac} in VLAN {vlan}"));
-            let f = find_entry(owner, *vlan, *mac).ok_or_else(absent)?;
-            Ok(layout::remove(text, Entity::Fdb(b, f))?)
+        Change::DelSegment { segment } => {
+            let (b, s) = find_segment(config, segment)?;
+            remove(text, (Entity::Bridge(b), "segment"), s)
+        }
+        Change::SetSegment { segment, settings } => {
+            let (b, s) = find_segment(config, segment)?;
+            set(text, Entity::Segment(b, s), SEGMENT, settings)
+        }
+        Change::AddFdb { bridge, entries } => entries::add_fdb(text, config, (bridge, entries)),
+        Change::DelFdb { bridge, entries } => entries::del_fdb(text, config, (bridge, entries)),
+        Change::AddNeigh { bridge, entries } => entries::add_neigh(text, config, (bridge, entries)),
+        Change::DelNeigh { bridge, entries } => entries::del_neigh(text, config, (bridge, entries)),
+        Change::AddRoute(route) => entries::add_route(text, config, route),
+        Change::DelRoute(to) => entries::del_route(text, config, *to),
+    }
+}
+
+fn exists(what: &str, name: &str, owner: &BridgeConfig) -> Problem {
+    let message = format!("{what} `{name}` is in bridge `{}` already", owner.name);
+    Problem::new(format!("{message}; change it with `set`, or delete it first"))
+}
+
+/// Adds a named table with settings to a list.
+fn add<T>(
+    text: &str,
+    list: (Entity, &str),
+    keys: &[Key<T>],
+    (name, settings): (&str, &[String]),
+) -> Result<String, Problems> {
+    let mut table = Table::from_iter([("name", name)]);
+    for (key, value) in all_typed(settings, keys)? {
+        match value {
+            Some(value) => drop(table.insert(&key, Item::Value(value))),
+            None => drop(table.remove(&key)),
         }
     }
+    Ok(layout::push(text, list, table)?)
+}
+
+fn remove(text: &str, list: (Entity, &str), index: usize) -> Result<String, Problems> {
+    Ok(layout::remove(text, list, &BTreeSet::from([index]))?)
 }
 
 fn find_bridge<'a>(config: &'a Config, name: &str) -> Result<(usize, &'a BridgeConfig), Problem> {
@@ -170,36 +132,41 @@ fn find_port(config: &Config, name: &str) -> Result<(usize, usize), Problem> {
     })
 }
 
-fn find_entry(bridge: &BridgeConfig, vlan: VlanId, mac: MacAddr) -> Option<usize> {
-    bridge.fdb.iter().position(|entry| (entry.vlan, entry.mac) == (vlan, mac))
-}
-
-fn named(name: &str) -> Table {
-    Table::from_iter([("name", name)])
-}
-
-fn entry(vlan: VlanId, mac: MacAddr, port: &str) -> Table {
-    let vlan = Value::from(i64::from(vlan.get()));
-    Table::from_iter([("mac", Value::from(mac.to_string())), ("vlan", vlan), ("port", Value::from(port))])
+fn find_segment(config: &Config, name: &str) -> Result<(usize, usize), Problem> {
+    let find = |bridge: &BridgeConfig| bridge.segments.iter().position(|segment| segment.name == name);
+    let found = config.bridges.iter().enumerate().find_map(|(b, bridge)| Some((b, find(bridge)?)));
+    found.ok_or_else(|| {
+        let segments = config.bridges.iter().flat_map(|bridge| &bridge.segments);
+        let hint = did_you_mean(name, segments.map(|segment| segment.name.as_str()));
+        Problem::new(format!("there is no segment `{name}`{hint}"))
+    })
 }
 
 /// Makes `key=value` settings in a table.
 fn set<T>(text: &str, entity: Entity, keys: &[Key<T>], settings: &[String]) -> Result<String, Problems> {
     let mut text = text.to_owned();
-    let mut problems = Vec::new();
-    for setting in settings {
-        match typed(setting, keys) {
-            Ok((key, Some(value))) => text = layout::set(&text, entity, (&key, value))?,
-            Ok((key, None)) => text = layout::unset(&text, entity, &key)?,
-            Err(problem) => problems.push(problem),
-        }
+    for (key, value) in all_typed(settings, keys)? {
+        text = match value {
+            Some(value) => layout::set(&text, entity, (&key, value))?,
+            None => layout::unset(&text, entity, &key)?,
+        };
     }
-    if problems.is_empty() { Ok(text) } else { Err(Problems(problems)) }
+    Ok(text)
+}
+
+/// A key, and its value unless it is to go.
+type Setting = (String, Option<Value>);
+
+fn all_typed<T>(settings: &[String], keys: &[Key<T>]) -> Result<Vec<Setting>, Problems> {
+    let (good, bad): (Vec<_>, Vec<_>) =
+        settings.iter().map(|setting| typed(setting, keys)).partition(Result::is_ok);
+    let problems: Vec<Problem> = bad.into_iter().filter_map(Result::err).collect();
+    if problems.is_empty() { Ok(good.into_iter().flatten().collect()) } else { Err(Problems(problems)) }
 }
 
 /// A setting's key and its value, typed as the key demands; no value takes the key out. What does not fit
 /// the type becomes a string, which is then complained about as it would be in the file.
-fn typed<T>(setting: &str, keys: &[Key<T>]) -> Result<(String, Option<Value>), Problem> {
+fn typed<T>(setting: &str, keys: &[Key<T>]) -> Result<Setting, Problem> {
     let Some((key, text)) = setting.split_once('=') else {
         return Err(Problem::new(format!("`{setting}` is no setting, expected key=value")));
     };

@@ -8,23 +8,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use netlink_packet_core::{
-    NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, NetlinkBuffer, NetlinkHeader,
-    NetlinkMessage, NetlinkPayload, NlasIterator,
-};
+use encap::field::MacAddr;
 use netlink_packet_route::link::{LinkFlags, LinkHeader, LinkMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
-use netlink_sys::protocols::NETLINK_ROUTE;
-use netlink_sys::{Socket, SocketAddr};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use thiserror::Error;
 
-/// Receive buffer: some thousand changes while we are busy.
-const BUFFER: usize = 4 << 20;
-/// How long the kernel may take for one message of a dump, in ms.
-const DUMP_PATIENCE: u16 = 5_000;
-/// A dump that changed under our feet is repeated; after this many times the last one is taken.
-const DUMPS: usize = 8;
+use crate::netlink::{DUMPS, Netlink, Object, Received, is_overrun};
 
 /// The kernel does not tell us about interfaces.
 #[derive(Debug, Error)]
@@ -44,6 +33,8 @@ pub struct Link {
     pub running: bool,
     /// In bytes of layer 3.
     pub mtu: u32,
+    /// Its address, if it has one of six bytes.
+    pub mac: Option<MacAddr>,
 }
 
 type Table = BTreeMap<u32, Link>;
@@ -53,15 +44,11 @@ type Table = BTreeMap<u32, Link>;
 enum Notice {
     New(Link),
     Del(u32),
-    /// The dump is over; it may have missed a change.
-    Done,
-    Interrupted,
-    Other,
 }
 
 /// All interfaces of this network namespace, and the socket that keeps them current.
 pub struct Links {
-    socket: Socket,
+    netlink: Netlink,
     table: Table,
     numbers: BTreeMap<String, u32>,
     /// Messages were lost and the dump that makes up for it is still due.
@@ -70,7 +57,7 @@ pub struct Links {
 
 impl AsFd for Links {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+        self.netlink.as_fd()
     }
 }
 
@@ -80,13 +67,8 @@ impl Links {
     /// # Errors
     /// [`LinksError`] if the kernel gives no such socket.
     pub fn open() -> Result<Self, LinksError> {
-        let mut socket = Socket::new(NETLINK_ROUTE)?;
-        socket.bind_auto()?;
-        socket.connect(&SocketAddr::new(0, 0))?;
-        socket.set_rx_buf_sz(BUFFER as i32)?;
-        socket.add_membership(libc::RTNLGRP_LINK)?;
-        socket.set_non_blocking(true)?;
-        let mut links = Links { socket, table: Table::new(), numbers: BTreeMap::new(), stale: true };
+        let netlink = Netlink::open(&[libc::RTNLGRP_LINK])?;
+        let mut links = Links { netlink, table: Table::new(), numbers: BTreeMap::new(), stale: true };
         links.refresh()?;
         Ok(links)
     }
@@ -107,10 +89,13 @@ impl Links {
             if self.stale {
                 changed.extend(self.resync()?);
             }
-            match self.receive() {
-                Ok(notices) => notices.into_iter().for_each(|n| apply(&mut self.table, n, &mut changed)),
+            match self.netlink.receive() {
+                Ok(received) => {
+                    let notices = received.iter().filter_map(notice);
+                    notices.for_each(|n| apply(&mut self.table, n, &mut changed));
+                }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
-                Err(e) if e.raw_os_error() == Some(libc::ENOBUFS) => self.stale = true,
+                Err(e) if is_overrun(&e) => self.stale = true,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) => return Err(e.into()),
             }
@@ -141,51 +126,11 @@ impl Links {
 
     /// Fills `fresh`; false if something was missed meanwhile.
     fn dump(&mut self, fresh: &mut Table) -> Result<bool, LinksError> {
-        self.request_dump()?;
-        let (mut whole, mut ignored) = (true, BTreeSet::new());
-        loop {
-            self.wait()?;
-            match self.receive() {
-                Ok(notices) => {
-                    for notice in notices {
-                        match notice {
-                            Notice::Done => return Ok(whole),
-                            Notice::Interrupted => whole = false,
-                            notice => apply(fresh, notice, &mut ignored),
-                        }
-                    }
-                }
-                Err(e) if e.raw_os_error() == Some(libc::ENOBUFS) => whole = false,
-                Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
-                Err(e) => return Err(e.into()),
-            }
-        }
-    }
-
-    fn request_dump(&self) -> io::Result<()> {
-        let mut header = NetlinkHeader::default();
-        header.flags = NLM_F_DUMP | NLM_F_REQUEST;
         let request = RouteNetlinkMessage::GetLink(LinkMessage::default());
-        let mut message = NetlinkMessage::new(header, NetlinkPayload::from(request));
-        message.finalize();
-        let mut bytes = vec![0; message.buffer_len()];
-        message.serialize(&mut bytes);
-        self.socket.send(&bytes, 0).map(drop)
-    }
-
-    fn wait(&self) -> io::Result<()> {
-        let mut fds = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
-        match poll(&mut fds, PollTimeout::from(DUMP_PATIENCE)) {
-            Ok(0) => Err(io::Error::new(io::ErrorKind::TimedOut, "the kernel did not finish listing them")),
-            Ok(_) | Err(nix::Error::EINTR) => Ok(()),
-            Err(e) => Err(e.into()),
-        }
-    }
-
-    fn receive(&self) -> io::Result<Vec<Notice>> {
-        let (datagram, from) = self.socket.recv_from_full()?;
-        // Anybody may send to a netlink socket; only the kernel is port 0.
-        Ok(if from.port_number() == 0 { notices(&datagram) } else { Vec::new() })
+        let mut ignored = BTreeSet::new();
+        let take =
+            |object: &Object| object_notice(object).into_iter().for_each(|n| apply(fresh, n, &mut ignored));
+        Ok(self.netlink.dump(&request, take)?)
     }
 }
 
@@ -197,7 +142,6 @@ fn apply(table: &mut Table, notice: Notice, changed: &mut BTreeSet<String>) {
             table.insert(link.index, link)
         }
         Notice::Del(index) => table.remove(&index),
-        Notice::Done | Notice::Interrupted | Notice::Other => None,
     };
     changed.extend(before.map(|link| link.name));
 }
@@ -208,44 +152,33 @@ fn differences(old: &Table, new: &Table) -> BTreeSet<String> {
     gone.chain(come).map(|(_, link)| link.name.clone()).collect()
 }
 
-/// The messages of one datagram. What cannot be parsed ends it.
-fn notices(mut datagram: &[u8]) -> Vec<Notice> {
-    let mut found = Vec::new();
-    while let Ok(message) = NetlinkBuffer::new_checked(&datagram) {
-        found.push(notice(&message));
-        if message.flags() & NLM_F_DUMP_INTR != 0 {
-            found.push(Notice::Interrupted);
-        }
-        let aligned = (message.length() as usize).next_multiple_of(4).min(datagram.len());
-        datagram = &datagram[aligned..];
-    }
-    // What interrupted a dump must be known before the dump's end is.
-    found.sort_by_key(|n| *n == Notice::Done);
-    found
-}
-
-fn notice(message: &NetlinkBuffer<&&[u8]>) -> Notice {
-    match message.message_type() {
-        NLMSG_DONE | NLMSG_ERROR => Notice::Done,
-        libc::RTM_NEWLINK => link(message.payload()).map_or(Notice::Other, Notice::New),
-        libc::RTM_DELLINK => link(message.payload()).map_or(Notice::Other, |link| Notice::Del(link.index)),
-        _ => Notice::Other,
+fn notice(received: &Received) -> Option<Notice> {
+    match received {
+        Received::Object(object) => object_notice(object),
+        Received::Done | Received::Interrupted => None,
     }
 }
 
-/// Reads only the attributes we need, so that an odd one elsewhere cannot hide an interface. Messages of the
-/// bridge family say that a port joined or left a Linux bridge, not that it came or went.
-fn link(payload: &[u8]) -> Option<Link> {
-    let header = LinkHeader::parse(payload).ok()?;
+fn object_notice(object: &Object) -> Option<Notice> {
+    match object.kind {
+        libc::RTM_NEWLINK => link(object).map(Notice::New),
+        libc::RTM_DELLINK => link(object).map(|link| Notice::Del(link.index)),
+        _ => None,
+    }
+}
+
+/// Messages of the bridge family say that a port joined or left a Linux bridge, not that it came or went.
+fn link(object: &Object) -> Option<Link> {
+    let header = LinkHeader::parse(&object.payload).ok()?;
     if header.interface_family != AddressFamily::Unspec {
         return None;
     }
-    let (mut name, mut mtu) = (None, 0);
-    for attribute in NlasIterator::new(payload.get(LINK_HEADER..)?).flatten() {
-        let value = attribute.value();
-        match attribute.kind() {
+    let (mut name, mut mtu, mut mac) = (None, 0, None);
+    for (kind, value) in object.attributes(LINK_HEADER) {
+        match kind {
             libc::IFLA_IFNAME => name = value.split(|b| *b == 0).next().map(<[u8]>::to_vec),
             libc::IFLA_MTU => mtu = value.try_into().map_or(0, u32::from_ne_bytes),
+            libc::IFLA_ADDRESS => mac = value.try_into().ok().map(MacAddr),
             _ => {}
         }
     }
@@ -255,6 +188,7 @@ fn link(payload: &[u8]) -> Option<Link> {
         up: header.flags.contains(LinkFlags::Up),
         running: header.flags.contains(LinkFlags::Running),
         mtu,
+        mac,
     })
 }
 
@@ -263,10 +197,17 @@ const LINK_HEADER: usize = 16;
 
 #[cfg(test)]
 mod tests {
-    use netlink_packet_core::NLM_F_MULTIPART;
+    use netlink_packet_core::{
+        NLM_F_DUMP_INTR, NLM_F_MULTIPART, NLMSG_DONE, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+    };
     use netlink_packet_route::link::LinkAttribute;
 
     use super::*;
+    use crate::netlink::split;
+
+    fn notices(datagram: &[u8]) -> Vec<Notice> {
+        split(datagram).iter().filter_map(notice).collect()
+    }
 
     fn bytes(message: RouteNetlinkMessage, flags: u16) -> Vec<u8> {
         let mut header = NetlinkHeader::default();
@@ -283,7 +224,8 @@ mod tests {
         message.header.interface_family = family;
         message.header.index = 7;
         message.header.flags = LinkFlags::Up;
-        message.attributes = vec![LinkAttribute::IfName("eth1".into()), LinkAttribute::Mtu(9000)];
+        let mac = LinkAttribute::Address(vec![2, 0, 0, 0, 0, 7]);
+        message.attributes = vec![LinkAttribute::IfName("eth1".into()), LinkAttribute::Mtu(9000), mac];
         message
     }
 
@@ -291,14 +233,15 @@ mod tests {
     fn links_are_read_and_deleted_by_number() {
         let new = bytes(RouteNetlinkMessage::NewLink(eth1(AddressFamily::Unspec)), 0);
         let del = bytes(RouteNetlinkMessage::DelLink(eth1(AddressFamily::Unspec)), 0);
-        let link = Link { index: 7, name: "eth1".into(), up: true, running: false, mtu: 9000 };
+        let mac = Some(MacAddr([2, 0, 0, 0, 0, 7]));
+        let link = Link { index: 7, name: "eth1".into(), up: true, running: false, mtu: 9000, mac };
         assert_eq!(notices(&[new, del].concat()), [Notice::New(link), Notice::Del(7)]);
     }
 
     #[test]
     fn leaving_a_linux_bridge_is_not_vanishing() {
         let left = bytes(RouteNetlinkMessage::DelLink(eth1(AddressFamily::Bridge)), 0);
-        assert_eq!(notices(&left), [Notice::Other]);
+        assert_eq!(notices(&left), []);
     }
 
     #[test]
@@ -306,14 +249,14 @@ mod tests {
         let flags = NLM_F_MULTIPART | NLM_F_DUMP_INTR;
         let mut done = bytes(RouteNetlinkMessage::NewLink(eth1(AddressFamily::Unspec)), flags);
         done[4..6].copy_from_slice(&NLMSG_DONE.to_ne_bytes());
-        assert_eq!(notices(&done), [Notice::Interrupted, Notice::Done]);
+        assert_eq!(split(&done), [Received::Interrupted, Received::Done]);
     }
 
     #[test]
     fn cut_and_broken_messages_are_ignored() {
         let new = bytes(RouteNetlinkMessage::NewLink(eth1(AddressFamily::Unspec)), 0);
         for end in 0..new.len() {
-            assert!(!notices(&new[..end]).iter().any(|n| matches!(n, Notice::New(_))), "cut at {end}");
+            assert_eq!(notices(&new[..end]), [], "cut at {end}");
         }
         for at in 0..new.len() {
             let mut broken = new.clone();

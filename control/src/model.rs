@@ -1,16 +1,17 @@
-//! What is meant: a configuration without errors, whose bridges and ports have lasting identities.
+//! What is meant: a configuration without errors, whose bridges, ports and segments have lasting identities.
 //!
-//! One [`Model`] follows another by [`Model::change`]. What keeps its name (a port: and its bridge) keeps its
-//! id and its OpenFlow port number. The id of what is gone leaves a hole; it comes back only in a later
+//! One [`Model`] follows another by [`Model::change`]. What keeps its name (a port or segment: and its bridge)
+//! keeps its id and its OpenFlow port number. The id of what is gone leaves a hole; it comes back only in a later
 //! change, after [`REST`] more ids were freed, oldest first. By then whoever watched the port by its id has
 //! seen it go, and the tables stay as long as the most ports there ever were at a time, plus `REST`.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::hash::Hash;
 
-use flowtable::id::{BridgeId, PortId};
+use flowtable::id::{BridgeId, PortId, SegmentId};
 
 use crate::check;
-use crate::config::{BridgeConfig, Config, PortConfig, PortKind};
+use crate::config::{BridgeConfig, Config, PortConfig, PortKind, SegmentConfig};
 use crate::problem::{Problem, Problems};
 
 /// The OpenFlow number of a bridge's own port (`OFPP_LOCAL`).
@@ -24,7 +25,10 @@ pub struct Model {
     config: Config,
     bridges: Ids<String>,
     ports: Ids<(String, String)>,
+    /// Of segments without a local VLAN; [`SegmentId::VLANS`] more than here.
+    segments: Ids<(String, String)>,
     by_name: BTreeMap<String, Slot>,
+    segments_by_name: BTreeMap<String, SegmentSlot>,
 }
 
 /// A bridge of a model.
@@ -47,6 +51,25 @@ pub struct Port<'a> {
     pub ofport: u16,
     /// Its settings.
     pub config: &'a PortConfig,
+}
+
+/// A segment of a model.
+#[derive(Debug, Clone, Copy)]
+pub struct Segment<'a> {
+    /// Its number in the bridge: the local VLAN, or one that is none.
+    pub id: SegmentId,
+    /// The bridge it belongs to.
+    pub bridge: BridgeId,
+    /// Its settings.
+    pub config: &'a SegmentConfig,
+}
+
+/// Where a segment's settings are, and who it is.
+#[derive(Debug, Clone, Copy)]
+struct SegmentSlot {
+    id: SegmentId,
+    bridge: BridgeId,
+    at: (usize, usize),
 }
 
 /// Where a port's settings are, and who it is.
@@ -79,7 +102,8 @@ impl Model {
         }
         let bridges = self.bridges.renew(config.bridges.iter().map(|bridge| bridge.name.clone()).collect());
         let ports = self.ports.renew(config.bridges.iter().flat_map(port_keys).collect());
-        let mut by_name = BTreeMap::new();
+        let segments = self.segments.renew(config.bridges.iter().flat_map(segment_keys).collect());
+        let (mut by_name, mut segments_by_name) = (BTreeMap::new(), BTreeMap::new());
         for (b, bridge) in config.bridges.iter().enumerate() {
             let bridge_id = BridgeId(bridges.taken[&bridge.name]);
             let ofports = self.ofports(bridge);
@@ -87,8 +111,13 @@ impl Model {
                 let id = PortId(ports.taken[&key]);
                 by_name.insert(key.1, Slot { id, bridge: bridge_id, ofport, at: (b, p) });
             }
+            for (s, segment) in bridge.segments.iter().enumerate() {
+                let id = segment_id(&segments, bridge, segment);
+                segments_by_name
+                    .insert(segment.name.clone(), SegmentSlot { id, bridge: bridge_id, at: (b, s) });
+            }
         }
-        Ok(Model { config, bridges, ports, by_name })
+        Ok(Model { config, bridges, ports, segments, by_name, segments_by_name })
     }
 
     /// The configuration it stands for.
@@ -123,6 +152,21 @@ impl Model {
     pub fn peer(&self, port: &Port<'_>) -> Option<Port<'_>> {
         let peer = port.config.peer.as_ref().filter(|_| port.config.kind == PortKind::Patch)?;
         self.port(peer)
+    }
+
+    /// The segments of all bridges, in the order of their names.
+    pub fn segments(&self) -> impl Iterator<Item = Segment<'_>> {
+        self.segments_by_name.values().map(|slot| self.segment_view(slot))
+    }
+
+    /// The segment of this name. O(log segments).
+    pub fn segment(&self, name: &str) -> Option<Segment<'_>> {
+        self.segments_by_name.get(name).map(|slot| self.segment_view(slot))
+    }
+
+    fn segment_view(&self, slot: &SegmentSlot) -> Segment<'_> {
+        let (b, s) = slot.at;
+        Segment { id: slot.id, bridge: slot.bridge, config: &self.config.bridges[b].segments[s] }
     }
 
     fn view(&self, slot: &Slot) -> Port<'_> {
@@ -163,10 +207,21 @@ fn port_keys(bridge: &BridgeConfig) -> impl Iterator<Item = (String, String)> + 
     bridge.ports.iter().map(|port| (bridge.name.clone(), port.name.clone()))
 }
 
+/// Segments without a local VLAN, named as ports are.
+fn segment_keys(bridge: &BridgeConfig) -> impl Iterator<Item = (String, String)> + '_ {
+    let without = bridge.segments.iter().filter(|segment| segment.vlan.is_none());
+    without.map(|segment| (bridge.name.clone(), segment.name.clone()))
+}
+
+fn segment_id(ids: &Ids<(String, String)>, bridge: &BridgeConfig, segment: &SegmentConfig) -> SegmentId {
+    let number = || ids.taken[&(bridge.name.clone(), segment.name.clone())] + SegmentId::VLANS;
+    segment.vlan.map_or_else(|| SegmentId(number()), SegmentId::from)
+}
+
 /// Small numbers for names.
 #[derive(Debug, Clone)]
 struct Ids<K> {
-    taken: BTreeMap<K, u32>,
+    taken: HashMap<K, u32>,
     /// Oldest first.
     freed: VecDeque<u32>,
     /// No number from here on was ever taken.
@@ -175,20 +230,22 @@ struct Ids<K> {
 
 impl<K> Default for Ids<K> {
     fn default() -> Self {
-        Ids { taken: BTreeMap::new(), freed: VecDeque::new(), next: 0 }
+        Ids { taken: HashMap::new(), freed: VecDeque::new(), next: 0 }
     }
 }
 
-impl<K: Ord> Ids<K> {
+impl<K: Eq + Hash> Ids<K> {
     /// Numbers for `names`, which are distinct; those that had one keep it.
     fn renew(&self, names: Vec<K>) -> Ids<K> {
-        let mut ids = Ids { taken: BTreeMap::new(), freed: self.freed.clone(), next: self.next };
+        let taken = HashMap::with_capacity(names.len());
+        let mut ids = Ids { taken, freed: self.freed.clone(), next: self.next };
         for name in names {
             let id = self.taken.get(&name).copied().unwrap_or_else(|| ids.fresh());
             ids.taken.insert(name, id);
         }
-        ids.freed
-            .extend(self.taken.iter().filter(|(name, _)| !ids.taken.contains_key(name)).map(|(_, id)| *id));
+        let gone = self.taken.iter().filter(|(name, _)| !ids.taken.contains_key(*name));
+        let gone: BTreeSet<u32> = gone.map(|(_, id)| *id).collect();
+        ids.freed.extend(gone);
         ids
     }
 
@@ -285,6 +342,30 @@ mod tests {
             }
         }
         assert!(last_seen.len() <= REST + 3, "{}", last_seen.len());
+    }
+
+    #[test]
+    fn segments_are_their_vlan_or_a_number_that_lasts() {
+        let segments = |names: &str| {
+            let segment = |name: &str| match name.split_once(':') {
+                Some((name, vlan)) => format!("{{ name = '{name}', vlan = {vlan}, type = 'local' }}"),
+                None => format!("{{ name = '{name}', type = 'local' }}"),
+            };
+            let segments: Vec<String> = names.split_whitespace().map(segment).collect();
+            format!("bridge = [{{ name = 'b', segment = [{}] }}]", segments.join(", "))
+        };
+        let ids = |model: &Model| -> Vec<(String, u32)> {
+            model.segments().map(|segment| (segment.config.name.clone(), segment.id.0)).collect()
+        };
+        let named = |all: &[(&str, u32)]| -> Vec<(String, u32)> {
+            all.iter().map(|(name, id)| ((*name).to_owned(), *id)).collect()
+        };
+        let first = model(&segments("x y:7 z"));
+        assert_eq!(ids(&first), named(&[("x", 4096), ("y", 7), ("z", 4097)]));
+        let second = change(&first, &segments("y z w x:9"));
+        assert_eq!(ids(&second), named(&[("w", 4099), ("x", 9), ("y", 4098), ("z", 4097)]));
+        assert_eq!(second.segment("w").unwrap().bridge, second.bridge("b").unwrap().id);
+        assert!(second.segment("nosuch").is_none());
     }
 
     #[test]

@@ -1,9 +1,15 @@
 //! Reports as an operator reads them: plain aligned tables without borders, units a person can take in.
 
+mod overlay;
+mod underlay;
+
 use comfy_table::presets::NOTHING;
 use comfy_table::{CellAlignment, Table};
 
 use crate::api::report::*;
+
+pub use overlay::*;
+pub use underlay::underlay;
 
 /// A table with these headings; those that begin with `>` head columns of numbers, flush right.
 fn table<const N: usize>(headings: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
@@ -191,22 +197,29 @@ pub fn port(p: &PortReport) -> String {
     lines.into_iter().map(|(key, value)| format!("{key:<10}{}\n", one_line(&value))).collect()
 }
 
+/// The VLAN of a segment's number, if that is one.
+fn vlan(number: u32) -> String {
+    if number < 4096 { number.to_string() } else { "-".to_owned() }
+}
+
 /// `sluice fdb show`
 pub fn fdb(entries: &[FdbReport]) -> String {
     let rows = entries.iter().map(|e| {
         let age = e.age_s.map_or("static".to_owned(), |s| format!("{s} s"));
-        [e.bridge.clone(), e.vlan.to_string(), e.mac.clone(), e.port.clone(), age]
+        let (segment, vtep) = (dash(e.segment.clone()), dash(e.vtep.clone()));
+        [e.bridge.clone(), vlan(e.vlan), segment, e.mac.clone(), e.port.clone(), vtep, age]
     });
-    table(["bridge", ">vlan", "mac", "port", ">age"], rows)
+    table(["bridge", ">vlan", "segment", "mac", "port", "vtep", ">age"], rows)
 }
 
 /// `sluice mdb show`
 pub fn mdb(entries: &[MdbReport]) -> String {
     let rows = entries.iter().map(|e| {
         let group = e.group.clone().unwrap_or_else(|| "querier".to_owned());
-        [e.bridge.clone(), e.vlan.to_string(), group, e.port.clone(), format!("{} s", e.age_s)]
+        let segment = dash(e.segment.clone());
+        [e.bridge.clone(), vlan(e.vlan), segment, group, e.port.clone(), format!("{} s", e.age_s)]
     });
-    table(["bridge", ">vlan", "group", "port", ">age"], rows)
+    table(["bridge", ">vlan", "segment", "group", "port", ">age"], rows)
 }
 
 /// `sluice flow show`

@@ -6,11 +6,15 @@
 
 mod descriptors;
 mod open;
+mod overlay;
 mod ports;
 mod report;
+mod survey;
+mod underlay;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -26,15 +30,21 @@ use thiserror::Error;
 
 use crate::api::report::ApplyReport;
 use crate::check;
-use crate::compile::{Compiled, compile};
+use crate::compile::compile;
 use crate::config::{self, Config};
 use crate::edit::{self, Change};
+use crate::host::map;
 use crate::links::{Links, LinksError};
 use crate::logging::Log;
 use crate::model::Model;
 use crate::problem::{Problem, Problems};
 
+use open::Opener;
 use ports::{Moves, Ports};
+use survey::Survey;
+
+pub use overlay::FdbStats;
+pub use underlay::{Listener, RouteEntry};
 
 /// The switch cannot start.
 #[derive(Debug, Error)]
@@ -48,6 +58,9 @@ pub enum ServiceError {
     /// No netlink.
     #[error(transparent)]
     Links(#[from] LinksError),
+    /// No descriptors.
+    #[error("cannot watch the underlay: {0}")]
+    Survey(io::Error),
 }
 
 /// A change was refused; nothing changed.
@@ -98,14 +111,19 @@ pub struct Parts {
 /// The running switch.
 pub struct Service {
     file: PathBuf,
+    /// The text of the file that `model` was made of, if we wrote it.
+    written: Option<String>,
     model: Model,
     switch: Arc<Switch>,
     pool: Arc<FramePool>,
     ports: Ports,
     links: Links,
+    survey: Survey,
     log: Log,
     /// What the pollers and the pool were made of.
     began: Config,
+    /// What the model demands of pollers, without what depends on devices.
+    tables: Tables,
     /// Of the tables in force.
     generation: u64,
     /// What the tables in force say of devices.
@@ -137,17 +155,26 @@ impl Service {
         let pool = FramePool::new(PoolConfig { small, big, memory: Memory::Umem })?;
         let links = Links::open()?;
         let switch = Arc::new(Switch::start(switch_config(&began), Arc::clone(&pool))?);
-        let ports = Ports::new(Arc::clone(&switch), Arc::clone(&pool));
+        let survey = Survey::new(Arc::clone(&switch), Arc::clone(&pool)).map_err(ServiceError::Survey)?;
+        let opener = Opener {
+            pool: Arc::clone(&pool),
+            endpoints: Arc::clone(survey.endpoints()),
+            overlong: Arc::clone(survey.overlong()),
+        };
+        let ports = Ports::new(Arc::clone(&switch), opener);
         let started = Instant::now();
         let mut service = Service {
             file,
+            written: None,
             model,
             switch,
             pool,
             ports,
             links,
+            survey,
             log,
             began,
+            tables: Tables::default(),
             generation: 0,
             devices: Devices::default(),
             unsettled: false,
@@ -164,6 +191,7 @@ impl Service {
     /// [`ChangeError`]; nothing changed.
     pub fn apply(&mut self) -> Result<ApplyReport, ChangeError> {
         let model = self.check(&self.file, &read(&self.file)?)?;
+        self.written = None;
         Ok(self.adopt(model))
     }
 
@@ -184,12 +212,8 @@ impl Service {
     /// [`ChangeError`]; neither changed.
     pub fn edit(&mut self, change: &Change) -> Result<ApplyReport, ChangeError> {
         let text = read(&self.file)?;
-        let on_disk = config::parse(&text).map_err(|problems| self.wrong(&self.file, problems))?;
-        if on_disk != *self.model.config() {
-            return Err(ChangeError::Stale(self.file.clone()));
-        }
-        let text = edit::edit(&text, change).map_err(ChangeError::Change)?;
-        let config = config::parse(&text).map_err(ChangeError::Change)?;
+        self.is_in_force(&text)?;
+        let (text, config) = edit::edit(&text, self.model.config(), change).map_err(ChangeError::Change)?;
         let model = self.model.change(config).map_err(ChangeError::Change)?;
         self.write(&text)?;
         let known = warnings(self.model.config());
@@ -203,16 +227,27 @@ impl Service {
 
     /// The data plane reports.
     pub fn on_event(&mut self, event: Event) {
-        let Event::PortGone { port, error } = event;
-        self.ports.lost(port, error, Instant::now());
-        self.publish(compile(&self.model).tables);
+        match event {
+            Event::PortGone { port, error } => {
+                self.ports.lost(port, error, Instant::now());
+                self.publish();
+            }
+            Event::Resolve { endpoint, address } => self.survey.resolve(endpoint, address),
+        }
     }
 
     /// The kernel reports, or it is time to look again: see [`Service::deadline`].
     pub fn on_links(&mut self) {
-        let due = self.deadline().is_some_and(|at| at <= Instant::now());
+        let due = self.links_deadline().is_some_and(|at| at <= Instant::now());
         if self.news() || due {
             self.settle();
+        }
+    }
+
+    /// The underlay reports, or it is time to look again: see [`Service::deadline`].
+    pub fn on_underlay(&mut self) {
+        if self.survey.look(&self.links) {
+            self.publish();
         }
     }
 
@@ -222,14 +257,18 @@ impl Service {
         news.inspect_err(|error| tracing::error!("{error}")).map_or(true, |changed| !changed.is_empty())
     }
 
-    /// When [`Service::on_links`] is due although nothing was reported.
+    /// When [`Service::on_links`] or [`Service::on_underlay`] is due although nothing was reported.
     pub fn deadline(&self) -> Option<Instant> {
+        self.links_deadline().into_iter().chain(self.survey.deadline()).min()
+    }
+
+    fn links_deadline(&self) -> Option<Instant> {
         if self.unsettled { Some(Instant::now()) } else { self.ports.deadline() }
     }
 
-    /// The interfaces, to wait on.
-    pub fn links(&self) -> &Links {
-        &self.links
+    /// What to wait on: interfaces and the underlay.
+    pub fn interests(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.survey.interests().chain([self.links.as_fd()])
     }
 
     /// The data plane.
@@ -261,9 +300,21 @@ impl Service {
         model.map_err(|problems| self.wrong(path, problems))
     }
 
-    fn write(&self, text: &str) -> Result<(), ChangeError> {
+    /// Does the file say what runs? The text we wrote ourselves does, without a look at it.
+    fn is_in_force(&self, text: &str) -> Result<(), ChangeError> {
+        if self.written.as_deref() == Some(text) {
+            return Ok(());
+        }
+        let on_disk = config::parse(text).map_err(|problems| self.wrong(&self.file, problems))?;
+        if on_disk == *self.model.config() { Ok(()) } else { Err(ChangeError::Stale(self.file.clone())) }
+    }
+
+    /// Writes what is to be adopted next.
+    fn write(&mut self, text: &str) -> Result<(), ChangeError> {
         let failed = |source| ChangeError::Write { path: self.file.clone(), source };
-        edit::write_atomically(&self.file, text).map_err(failed)
+        edit::write_atomically(&self.file, text).map_err(failed)?;
+        self.written = Some(text.to_owned());
+        Ok(())
     }
 
     fn adopt(&mut self, model: Model) -> ApplyReport {
@@ -296,9 +347,11 @@ impl Service {
 
     /// Makes the data plane what the model says: close, publish, open.
     fn enforce(&mut self) -> Moves {
-        let Compiled { tables, attachments } = compile(&self.model);
-        let moves = self.ports.adopt(attachments);
-        self.publish(tables);
+        let compiled = compile(&self.model);
+        self.survey.follow(map::plan(&compiled), &self.links);
+        self.tables = compiled.tables;
+        let moves = self.ports.adopt(compiled.attachments);
+        self.publish();
         self.settle();
         moves
     }
@@ -309,14 +362,20 @@ impl Service {
         // Our own doing comes back as news (an MTU we set, a device we made), and so does what others did
         // meanwhile.
         self.unsettled = self.news();
-        if self.devices() != self.devices {
-            self.publish(compile(&self.model).tables);
+        let devices = self.devices();
+        if devices == self.devices {
+            return;
         }
+        if !devices.down.is_superset(&self.devices.down) {
+            self.survey.rewire();
+        }
+        self.publish();
     }
 
-    /// Puts tables in force, as the devices really are.
-    fn publish(&mut self, mut tables: Tables) {
+    /// Puts the tables in force, as the devices really are.
+    fn publish(&mut self) {
         self.devices = self.devices();
+        let mut tables = self.tables.clone();
         for (port, mtu) in &self.devices.mtus {
             if let Some(entry) = tables.ports.get_mut(port.index()).and_then(Option::as_mut) {
                 entry.mtu = *mtu;
@@ -325,6 +384,7 @@ impl Service {
         for bridge in tables.bridges.iter_mut().flatten() {
             bridge.ports.retain(|port| !self.devices.down.contains(port));
         }
+        tables.underlay = Arc::clone(self.survey.map());
         self.generation = self.switch.publish(tables);
     }
 

@@ -255,7 +255,7 @@ fn nothing_starts_from_a_wrong_file() {
 fn ovs_appctl_drives_the_switch() {
     in_namespace(|| {
         let rig = Rig::start(TWO);
-        rig.call("sluice/fdb/add br0 10 02:00:00:00:00:01 host0");
+        rig.call("sluice/fdb/add br0 02:00:00:00:00:01 vlan=10 port=host0");
         assert!(rig.appctl(&["version"]).starts_with("sluice "));
         let commands = rig.appctl(&["list-commands"]);
         let wanted = [
@@ -287,6 +287,188 @@ fn ovs_appctl_drives_the_switch() {
         );
         assert_eq!(rig.appctl(&["log", "debug"]), "debug\n");
         assert!(exists("host0"));
+    });
+}
+
+const OVERLAY: &str = r#"
+[[bridge]]
+name = "br0"
+segment = [
+  { name = "blue", vlan = 1, type = "vxlan", id = 5001, vteps = ["192.0.2.2"] }, # tenant
+]
+port = [
+  { name = "vm0", type = "internal", tag = 1, mtu = 1400 },
+  { name = "vx0", type = "vxlan", remote-ip = "flow", key = "flow", local-ip = "192.0.2.1", underlay = "switch" },
+]
+"#;
+
+#[test]
+fn segments_come_change_and_go_while_it_runs() {
+    in_namespace(|| {
+        let rig = Rig::start(OVERLAY);
+        let show = |name: &str| {
+            let all = rig.call("sluice/segment/show br0");
+            all.as_array().unwrap().iter().find(|segment| segment["name"] == name).cloned()
+        };
+        let blue = show("blue").unwrap();
+        assert_eq!(
+            (&blue["id"], &blue["outside"], &blue["ports"]),
+            (&json!(5001), &json!("vx0"), &json!(["vm0"]))
+        );
+        assert_eq!(blue["vteps"], json!([{ "address": "192.0.2.2", "age_s": null }]));
+        rig.call("sluice/segment/add br0 red type=vxlan id=5002 vteps=192.0.2.2,192.0.2.3");
+        assert_eq!(show("red").unwrap()["number"], 4096);
+        rig.call("sluice/segment/set blue id=6001");
+        assert_eq!(show("blue").unwrap()["id"], 6001);
+        let text = rig.text();
+        assert!(text.contains("id = 6001") && text.contains("# tenant"), "{text}");
+        let refusals = [
+            ("sluice/segment/set blue id=5002", "one id 5002 on tunnel port `vx0`"),
+            ("sluice/segment/set bleu id=5", "did you mean `blue`?"),
+            ("sluice/segment/add br0 red type=local", "segment `red` is in bridge `br0` already"),
+            ("sluice/segment/add br0 green type=gre id=1", "add one of type gre with key = \"flow\""),
+            ("sluice/segment/set blue vteps=192.0.2.1", "a tunnel loop"),
+            ("sluice/segment/show br9", "no bridge \"br9\""),
+            ("sluice/tunnel/set vm0 ttl=3", "no tunnel port"),
+            ("sluice/tunnel/add br0 x type=internal", "type=vxlan"),
+            ("sluice/port/del vx0", "needs a tunnel port"),
+        ];
+        for (line, reason) in refusals {
+            let error = rig.try_call(line).unwrap_err();
+            assert!(error.contains(reason), "{line}: {error}");
+            assert_eq!(rig.text(), text, "{line}");
+        }
+        rig.call("sluice/segment/del red");
+        assert!(show("red").is_none());
+        rig.call("sluice/tunnel/add br0 p2p type=gre remote-ip=198.51.100.7 key=42 tag=9 underlay=switch");
+        rig.call("sluice/tunnel/set p2p ttl=inherit tos=4");
+        let p2p = &rig.call("sluice/tunnel/show p2p")[0];
+        assert_eq!(
+            (&p2p["remote"], &p2p["key"], &p2p["ttl"]),
+            (&json!("198.51.100.7"), &json!("42"), &json!("inherit"))
+        );
+        assert_eq!(
+            (&p2p["carrier"], &p2p["listener"], &p2p["dst_port"]),
+            (&json!("switch"), &json!("p2p"), &Value::Null)
+        );
+        let vx0 = &rig.call("sluice/tunnel/show vx0")[0];
+        assert_eq!(
+            (&vx0["segments"], &vx0["dst_port"], &vx0["local"]),
+            (&json!(1), &json!(4789), &json!("192.0.2.1"))
+        );
+        rig.call("sluice/tunnel/del p2p");
+        assert!(rig.try_call("sluice/tunnel/show p2p").is_err());
+    });
+}
+
+#[test]
+fn stations_are_pushed_many_at_a_time_and_shown_by_name() {
+    in_namespace(|| {
+        let rig = Rig::start(OVERLAY);
+        rig.call("sluice/segment/add br0 red type=vxlan id=5002");
+        let entry = |n: u32| {
+            format!(" 02:00:00:00:{:02x}:{:02x} segment=red vtep=192.0.2.{}", n >> 8, n & 0xff, 2 + n % 250)
+        };
+        let thousand: String = (0..1000).map(entry).collect();
+        rig.call(&format!("sluice/fdb/add br0{thousand}"));
+        rig.call("sluice/fdb/add br0 02:00:00:00:ff:01 vlan=1 port=vm0");
+        // The kernel speaks on vm0 as soon as it is up; what is learned of that is not counted.
+        let fixed = || {
+            let mut entries = rig.call("sluice/fdb/show br0").as_array().unwrap().clone();
+            entries.retain(|entry| entry["age_s"].is_null());
+            entries
+        };
+        let fdb = fixed();
+        let find = |mac: &str| fdb.iter().find(|entry| entry["mac"] == mac).unwrap();
+        assert_eq!(fdb.len(), 1001);
+        let remote = find("02:00:00:00:00:07");
+        assert_eq!(
+            (&remote["segment"], &remote["vtep"], &remote["port"]),
+            (&json!("red"), &json!("192.0.2.9"), &json!("vx0"))
+        );
+        let local = find("02:00:00:00:ff:01");
+        assert_eq!(
+            (&local["segment"], &local["vtep"], &local["vlan"]),
+            (&json!("blue"), &Value::Null, &json!(1))
+        );
+        assert_eq!(rig.call("sluice/segment/show br0")[1]["stations"], 1000);
+        rig.call(&format!("sluice/fdb/del br0{}", (0..999).map(entry).collect::<String>()));
+        assert_eq!(fixed().len(), 2);
+        let wrong = rig.try_call("sluice/fdb/add br0 02:00:00:00:00:01 segment=rde port=vm0").unwrap_err();
+        assert!(wrong.contains("did you mean `red`?"), "{wrong}");
+
+        rig.call("sluice/neigh/add br0 10.0.0.5 segment=red mac=02:00:00:00:00:05 2001:db8::5 segment=red mac=02:00:00:00:00:05");
+        let neighbours = rig.call("sluice/neigh/show br0");
+        assert_eq!(
+            neighbours[1],
+            json!({
+                "bridge": "br0", "segment": "red", "port": null, "address": "2001:db8::5", "mac": "02:00:00:00:00:05"
+            })
+        );
+        rig.call("sluice/neigh/del br0 10.0.0.5 segment=red");
+        let all = rig.call("sluice/neigh/show");
+        assert_eq!(
+            all.as_array().unwrap().iter().filter(|entry| !entry["segment"].is_null()).count(),
+            1,
+            "{all}"
+        );
+        assert!(rig.try_call("sluice/neigh/del br0 10.0.0.5 segment=red").is_err());
+
+        rig.appctl(&["fdb/add", "br0", "vm0", "1", "02:00:00:00:ff:02"]);
+        let shown = rig.appctl(&["fdb/show", "br0"]);
+        assert!(shown.contains("02:00:00:00:ff:02  static"), "{shown}");
+        let stats = rig.appctl(&["fdb/stats-show", "br0"]);
+        assert!(stats.contains("  Current static MAC entries in the table : 3\n"), "{stats}");
+        rig.appctl(&["fdb/del", "br0", "1", "02:00:00:00:ff:02"]);
+        assert!(!rig.appctl(&["fdb/show", "br0"]).contains("ff:02"));
+    });
+}
+
+#[test]
+fn routes_of_endpoints_come_and_go() {
+    in_namespace(|| {
+        let rig = Rig::start(
+            "[[bridge]]\nname = \"phy\"\nport = [{ name = \"vtep0\", type = \"vtep\", address = [\"192.0.2.1/24\"] }]\n",
+        );
+        let routes = || {
+            let all = rig.call("sluice/route/show");
+            let pair = |route: &Value| {
+                format!("{} {} {}", route["to"], route["via"], route["origin"]).replace('"', "")
+            };
+            all.as_array().unwrap().iter().map(pair).collect::<Vec<_>>()
+        };
+        eventually("its own network is known", || routes() == ["192.0.2.0/24 null connected"]);
+        rig.call("sluice/route/add default via=192.0.2.254");
+        let both = ["0.0.0.0/0 192.0.2.254 configured", "192.0.2.0/24 null connected"];
+        eventually("the route is in force", || routes() == both);
+        assert!(
+            rig.text().contains("[[route]]\nto = \"0.0.0.0/0\"\nvia = \"192.0.2.254\""),
+            "{}",
+            rig.text()
+        );
+        let error = rig.try_call("sluice/route/add 10.0.0.0/8 via=198.51.100.1").unwrap_err();
+        assert!(error.contains("say which `port` leads there"), "{error}");
+        rig.call("sluice/route/del default");
+        eventually("the route is gone", || routes() == both[1..]);
+    });
+}
+
+#[test]
+fn a_trace_goes_into_tunnels_and_out_of_them() {
+    in_namespace(|| {
+        let rig = Rig::start(OVERLAY);
+        let trace = |flow: &str| {
+            rig.call(&format!("sluice/trace br0 {flow},dl_src=02:00:00:00:00:01,dl_dst=02:00:00:00:00:02"))
+        };
+        let steps = |trace: &Value| trace["steps"].to_string();
+        let out = trace("in_port=vx0,tun_id=5001,tun_src=192.0.2.2,tun_dst=192.0.2.1");
+        assert!(steps(&out).contains("by tunnel port `vx0`") && out["actions"] == "vm0", "{out}");
+        let unknown = trace("in_port=vx0,tun_id=5002,tun_src=192.0.2.2,tun_dst=192.0.2.1");
+        assert!(unknown["actions"].to_string().contains("unknown-segment"), "{unknown}");
+        let into = trace("in_port=vm0");
+        assert!(steps(&into).contains("into vxlan 5001 to 192.0.2.2"), "{into}");
+        let error = rig.try_call("sluice/trace br0 in_port=vx0,dl_src=02:00:00:00:00:01").unwrap_err();
+        assert!(error.contains("tun_src, tun_dst and tun_id"), "{error}");
     });
 }
 

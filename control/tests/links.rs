@@ -57,11 +57,9 @@ fn coming_going_renaming_and_returning_are_noticed() {
         assert!(links.get("a1").unwrap().up);
         assert_eq!(changes(&mut links, "link set b1 name c1"), names(["b1", "c1"]));
         assert!(links.get("b1").is_none());
-        assert_eq!(
-            changes(&mut links, "link set c1 address 02:00:00:00:00:01"),
-            names([]),
-            "no concern of ours"
-        );
+        assert_eq!(changes(&mut links, "link set c1 address 02:00:00:00:00:01"), names(["c1"]));
+        assert_eq!(links.get("c1").unwrap().mac.unwrap().to_string(), "02:00:00:00:00:01");
+        assert_eq!(changes(&mut links, "link set c1 alias other"), names([]), "no concern of ours");
         assert_eq!(changes(&mut links, "link del a1"), names(["a1", "c1"]));
         assert!(links.get("a1").is_none());
         changes(&mut links, "link add a1 type veth peer name b1");

@@ -1,10 +1,19 @@
 //! Executing a decision over a group of frames of one flow: one loop per action.
 
-use encap::field::{VlanId, VlanTag};
-use encap::rewrite;
+mod decap;
+mod encap;
+#[cfg(test)]
+mod tests;
+
+use ::encap::answer;
+use ::encap::field::{MacAddr, VlanId, VlanTag};
+use ::encap::offload::Offload;
+use ::encap::rewrite;
 use flowtable::action::{Action, DropReason};
 use flowtable::id::PortId;
+use flowtable::key::FlowKey;
 
+use self::decap::Door;
 use crate::batch::Batch;
 use crate::frame::Frame;
 use crate::wires::Wires;
@@ -12,17 +21,49 @@ use crate::wires::Wires;
 /// Bytes of a VLAN tag.
 const TAG: usize = 4;
 
-/// Takes every frame of the group through `actions`; the group is empty after. The last output gets the
-/// frames themselves, earlier ones copies. Drops on the way are counted on `in_port`.
-pub fn execute(actions: &[Action], in_port: PortId, group: &mut Batch, wires: &mut Wires) {
-    let last = actions.iter().rposition(|action| matches!(action, Action::Output(_)));
+/// Where the frames of a group come from.
+#[derive(Debug, Clone, Copy)]
+pub struct Origin<'a> {
+    /// The port they came in by: drops on the way are counted there.
+    pub port: PortId,
+    /// Their keys, in their order.
+    pub keys: &'a [FlowKey],
+}
+
+/// Takes every frame of the group through `actions`; the group is empty after.
+#[inline]
+pub fn execute(actions: &[Action], origin: Origin<'_>, group: &mut Batch, wires: &mut Wires) {
+    match *actions {
+        // Nothing to change, one way out: most flows.
+        [Action::Output(port)] => wires.send(port, group),
+        _ => execute_each(actions, origin, group, wires),
+    }
+}
+
+/// One action after the other. The last that takes frames gets them themselves, those before copies.
+fn execute_each(actions: &[Action], origin: Origin<'_>, group: &mut Batch, wires: &mut Wires) {
+    let in_port = origin.port;
+    let takes =
+        |action: &Action| matches!(action, Action::Output(_) | Action::Encap(_) | Action::Decap { .. });
+    let last = actions.iter().rposition(takes);
     for (i, action) in actions.iter().enumerate() {
         match *action {
             Action::Output(port) if Some(i) == last => wires.send(port, group),
-            Action::Output(port) => copy_out(port, in_port, group, wires),
+            Action::Output(port) => {
+                let mut copies = copies(in_port, group, wires);
+                wires.send(port, &mut copies);
+            }
+            Action::Encap(ref way) if Some(i) == last => encap::send(way, origin, group, wires),
+            Action::Encap(ref way) => {
+                let mut copies = copies(in_port, group, wires);
+                encap::send(way, origin, &mut copies, wires);
+            }
             Action::PushVlan(tag) => edit(in_port, group, wires, |frame| push(frame, tag)),
             Action::PopVlan => edit(in_port, group, wires, pop),
             Action::SetVid(vid) => edit(in_port, group, wires, |frame| set_vid(frame, vid)),
+            Action::SetEcn(ecn) => edit(in_port, group, wires, |frame| set_ecn(frame, ecn)),
+            Action::Answer(mac) => edit(in_port, group, wires, |frame| answer(frame, mac)),
+            Action::Decap { kind, listener } => decap::strip(Door { kind, listener }, in_port, group, wires),
             Action::Drop(reason) => {
                 group.drain(..).for_each(|frame| wires.drop_frame(in_port, frame, reason))
             }
@@ -31,9 +72,8 @@ pub fn execute(actions: &[Action], in_port: PortId, group: &mut Batch, wires: &m
     group.drain(..).for_each(|frame| wires.drop_frame(in_port, frame, DropReason::NoDestination));
 }
 
-fn copy_out(port: PortId, in_port: PortId, group: &Batch, wires: &mut Wires) {
-    let mut copies: Batch = group.iter().filter_map(|frame| wires.copy(in_port, frame)).collect();
-    wires.send(port, &mut copies);
+fn copies(in_port: PortId, group: &Batch, wires: &mut Wires) -> Batch {
+    group.iter().filter_map(|frame| wires.copy(in_port, frame)).collect()
 }
 
 /// Edits every frame; one that cannot take the edit is dropped.
@@ -61,4 +101,18 @@ fn pop(frame: &mut Frame) -> Option<()> {
 
 fn set_vid(frame: &mut Frame, vid: VlanId) -> Option<()> {
     rewrite::set_vid(frame.bytes_mut(), vid).ok()
+}
+
+fn set_ecn(frame: &mut Frame, ecn: u8) -> Option<()> {
+    rewrite::set_ecn(frame.bytes_mut(), ecn).ok()
+}
+
+/// Turns a question into its answer. What is no question that one may answer cannot take the action.
+fn answer(frame: &mut Frame, mac: MacAddr) -> Option<()> {
+    let mut answer = [0; answer::MAX_LEN];
+    let len = answer::reply(frame.bytes(), mac, &mut answer).ok().filter(|len| *len <= frame.room())?;
+    frame.set_len(len);
+    frame.bytes_mut().copy_from_slice(&answer[..len]);
+    frame.offload = Offload::NONE;
+    Some(())
 }

@@ -242,11 +242,18 @@ impl Chunk {
 pub struct Frame {
     base: NonNull<u8>,
     chunk: Chunk,
-    head: u32,
     len: u32,
+    head: u16,
+    /// Stands for the frame's flow in the outer headers of a tunnel; of no meaning before it is to enter one.
+    pub entropy: u16,
     /// Checksum and segmentation work that the sender left to us.
     pub offload: Offload,
+    /// Came from where nobody tells of partial checksums: there may be one behind headers not looked at yet.
+    pub unsaid: bool,
 }
+
+/// Frames are moved a lot: in two vector registers.
+const _: () = assert!(size_of::<Frame>() == 32);
 
 // SAFETY: a frame is the only owner of its chunk.
 #[allow(unsafe_code)]
@@ -326,7 +333,7 @@ impl Frame {
     pub fn push_front(&mut self, n: usize) -> Option<&mut [u8]> {
         let head = (self.head as usize).checked_sub(n)?;
         self.offload = self.offload.shifted(n as isize)?;
-        self.head = head as u32;
+        self.head = head as u16;
         self.len += n as u32;
         Some(self.bytes_mut())
     }
@@ -341,16 +348,18 @@ impl Frame {
         if head != HEADROOM {
             self.head = 0;
             self.room_mut().copy_within(head..head + len, HEADROOM);
-            self.head = HEADROOM as u32;
+            self.head = HEADROOM as u16;
         }
     }
 
-    /// Takes `n` bytes off the front. The offload moves along. `None`, and no change, if the frame is shorter.
+    /// Takes `n` bytes off the front. The offload moves along. `None`, and no change, if the frame is shorter, or would
+    /// begin 64 KiB into its chunk or later.
     #[inline]
     pub fn pull_front(&mut self, n: usize) -> Option<&mut [u8]> {
         let len = self.len().checked_sub(n)?;
+        let head = u16::try_from(self.headroom() + n).ok()?;
         self.offload = self.offload.shifted(-(n as isize))?;
-        self.head += n as u32;
+        self.head = head;
         self.len = len as u32;
         Some(self.bytes_mut())
     }
@@ -408,11 +417,11 @@ impl FrameCache {
         Some(frame)
     }
 
-    /// A second frame with the same bytes and the same offload.
+    /// A second frame with the same bytes and the same work left to do.
     #[inline]
     pub fn copy(&mut self, frame: &Frame) -> Option<Frame> {
         let mut copy = self.from_bytes(frame.bytes())?;
-        copy.offload = frame.offload;
+        (copy.offload, copy.entropy, copy.unsaid) = (frame.offload, frame.entropy, frame.unsaid);
         Some(copy)
     }
 
@@ -433,7 +442,8 @@ impl FrameCache {
     fn frame(&self, chunk: Chunk, head: usize, len: usize) -> Frame {
         assert!(head + len <= chunk.size(), "{len} bytes at {head} in a chunk of {}", chunk.size());
         let base = self.pool.base(chunk);
-        Frame { base, chunk, head: head as u32, len: len as u32, offload: Offload::NONE }
+        let head = u16::try_from(head).expect("frames begin near the front of their chunk");
+        Frame { base, chunk, len: len as u32, head, entropy: 0, offload: Offload::NONE, unsaid: false }
     }
 
     /// Takes the frame apart: its chunk is now the caller's (the kernel's) until it comes back.

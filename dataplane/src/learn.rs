@@ -1,13 +1,21 @@
 //! What was learned outlives the tables it was learned under, as far as it is still true.
 
+use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use flowtable::fdb::{self, Fdb};
-use flowtable::id::{BridgeId, PortId, Station};
+use flowtable::id::{BridgeId, Place, PortId, SegmentId, Station};
 use flowtable::mcast::{self, McastTable};
+use flowtable::time::Instant;
+use flowtable::vteps::{self, Vteps};
 
+use crate::segment::{Network, Segment};
 use crate::snapshot::{Learned, Snapshot};
-use crate::tables::{Bridge, Tables};
+use crate::tables::{Bridge, PortEntry, Tables};
+
+/// How many endpoints may be learned: a segment on a thousand hypervisors, a bridge full of such segments.
+const VTEPS: vteps::Limits = vteps::Limits { per_segment: 1024, size: 65_536, age: Duration::from_secs(300) };
 
 /// Groups a bridge without snooping may hold: none are ever reported to it.
 const NO_SNOOPING: mcast::Limits = mcast::Limits { size: 0, age: std::time::Duration::ZERO };
@@ -28,12 +36,13 @@ fn learned(old: &Snapshot, new: &Tables, id: BridgeId, bridge: &Bridge) -> Arc<L
                 learned.fdb().flush(Some(port));
                 learned.mcast().flush(Some(port));
             });
+            forget_remote(learned, id, &moved_segments(&old.tables, new));
             Arc::clone(learned)
         }
-        _ => Arc::new(Learned::new(Fdb::new(fdb_limits), McastTable::new(snooping))),
+        _ => Arc::new(Learned::new(Fdb::new(fdb_limits), McastTable::new(snooping), Vteps::new(VTEPS))),
     };
     let entries: Vec<_> =
-        bridge.static_fdb.iter().map(|e| (Station { segment: e.vlan.into(), mac: e.mac }, e.port)).collect();
+        bridge.static_fdb.iter().map(|e| (Station { segment: e.segment, mac: e.mac }, e.place)).collect();
     learned.fdb().set_limits(fdb_limits);
     learned.fdb().set_static(&entries);
     learned.mcast().set_limits(snooping);
@@ -43,17 +52,68 @@ fn learned(old: &Snapshot, new: &Tables, id: BridgeId, bridge: &Bridge) -> Arc<L
 /// Forgets once more what [`carry_over`] forgot: a poller may have learned it again by the old tables, before it
 /// took the new ones. Dependency bits of what changed.
 pub fn forget_changed(old: &Tables, new: &Snapshot) -> u64 {
-    changed_ports(old, &new.tables).fold(0, |changed, port| {
+    let ports = changed_ports(old, &new.tables).fold(0, |changed, port| {
         new.learned.iter().flatten().fold(changed, |changed, learned| {
             changed | learned.fdb().flush(Some(port)).changed | learned.mcast().flush(Some(port))
         })
+    });
+    let moved = moved_segments(old, &new.tables);
+    let bridges = new.learned.iter().enumerate();
+    bridges.fold(ports, |changed, (index, learned)| {
+        let id = BridgeId(index as u32);
+        changed | learned.as_ref().map_or(0, |learned| forget_remote(learned, id, &moved))
     })
 }
 
-/// Ports that are gone, moved to another bridge, or carry other VLANs now.
+/// Segments that are gone, or that are another network beyond this switch than they were, and the uplinks they had.
+fn moved_segments(old: &Tables, new: &Tables) -> HashMap<(BridgeId, SegmentId), Option<PortId>> {
+    if Arc::ptr_eq(&old.segments, &new.segments) {
+        return HashMap::new();
+    }
+    let uplink = |segment: &Segment| match segment.network {
+        Network::Provider { uplink, .. } => Some(uplink),
+        Network::Tunnel { .. } | Network::Local => None,
+    };
+    let is_other =
+        |old: &&Segment| !new.segments.get(old.bridge, old.id).is_some_and(|new| old.lives_on_in(new));
+    let moved = old.segments.iter().filter(is_other);
+    moved.map(|segment| ((segment.bridge, segment.id), uplink(segment))).collect()
+}
+
+/// Forgets who lives beyond this switch in these segments. Dependency bits. O(entries of the bridge + segments).
+fn forget_remote(
+    learned: &Learned,
+    bridge: BridgeId,
+    moved: &HashMap<(BridgeId, SegmentId), Option<PortId>>,
+) -> u64 {
+    if moved.is_empty() {
+        return 0;
+    }
+    let is_remote = |entry: &fdb::Entry| {
+        let uplink = moved.get(&(bridge, entry.station.segment));
+        uplink.is_some_and(|uplink| match entry.place {
+            Place::Vtep { .. } => true,
+            Place::Port(port) => Some(port) == *uplink,
+        })
+    };
+    let mut fdb = learned.fdb();
+    // At no time is an entry too old to be told.
+    let stations: Vec<Station> =
+        fdb.entries(Instant::ZERO).filter(is_remote).map(|entry| entry.station).collect();
+    let bits = stations.into_iter().fold(0, |bits, station| bits | fdb.remove(station));
+    drop(fdb);
+    let mut vteps = learned.vteps();
+    let segments = moved.keys().filter(|(owner, _)| *owner == bridge).map(|(_, segment)| *segment);
+    segments.fold(bits, |bits, segment| bits | vteps.flush(Some(segment)).changed)
+}
+
+/// Ports that are gone, moved to another bridge, lead elsewhere, or carry other segments now.
 fn changed_ports<'a>(old: &'a Tables, new: &'a Tables) -> impl Iterator<Item = PortId> + 'a {
     (0..old.ports.len() as u32).map(PortId).filter(|&port| match (old.port(port), new.port(port)) {
-        (Some(old), Some(new)) => old.bridge != new.bridge || old.vlan != new.vlan,
+        (Some(old), Some(new)) => {
+            let carried = |entry: &PortEntry| (entry.bridge, entry.segment, entry.kind);
+            carried(old) != carried(new) || old.vlan != new.vlan
+        }
         (Some(_), None) => true,
         (None, _) => false,
     })

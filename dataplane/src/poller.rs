@@ -1,5 +1,8 @@
 //! The poller: one thread, one core, one loop. Everything a frame meets between two ports is called from here.
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,18 +11,20 @@ use crossbeam::channel::Receiver;
 use crossbeam::utils::CachePadded;
 use flowtable::action::DropReason;
 use flowtable::exact::ExactCache;
-use flowtable::extract::extract;
+use flowtable::field::Field;
 use flowtable::flow::{Birth, Decision, Flow};
 use flowtable::id::PortId;
-use flowtable::key::FlowKey;
+use flowtable::intern::ActionLists;
+use flowtable::key::{FlowKey, TunnelFields};
 use flowtable::megaflow::{FlowRef, Inserted, Reader};
 use flowtable::places::Places;
 use flowtable::time::Instant;
 
-use crate::batch::{BATCH, Batch};
-use crate::execute::execute;
+use crate::batch::{BATCH, Batch, Keys, extract_each};
+use crate::execute::{Origin, execute};
 use crate::frame::Frame;
 use crate::handoff;
+use crate::inner::Inner;
 use crate::port::Port;
 use crate::publish::Subscriber;
 use crate::revalidate::{Pace, Revalidator, holds};
@@ -36,6 +41,9 @@ const PARCELS: usize = 2 * BATCH;
 const HOUSEKEEPING: Duration = Duration::from_millis(500);
 /// Entries expired per bridge and time.
 const EXPIRE_STEP: usize = 4096;
+/// How many tunnels, one in the other, a frame may come out of here: a tenant's own, in ours, in a provider's, and one
+/// more.
+const MAX_DEPTH: u8 = 4;
 /// Entries of the exact-match cache looked at per housekeeping: all within four seconds.
 const EXACT_STEP: usize = 1024;
 
@@ -83,14 +91,15 @@ pub struct Poller {
     tasks: Receiver<Task>,
     caches: Caches,
     exact: ExactCache,
+    lists: ActionLists,
     reader: Reader,
     revalidator: Revalidator,
     counters: Arc<CachePadded<PollerCounters>>,
     housekept: Instant,
+    /// Room for inner frames, to change places with the wires' when those are decided.
+    spare: Option<Box<Inner>>,
 }
 
-/// The keys of a batch.
-type Keys = ArrayVec<FlowKey, BATCH>;
 /// Frames without a cached flow, each with its place in the batch.
 type Missed = ArrayVec<(usize, Frame), BATCH>;
 
@@ -106,10 +115,12 @@ impl Poller {
             tasks,
             caches,
             exact: ExactCache::new(),
+            lists: ActionLists::default(),
             reader: shared.megaflows.reader(),
             revalidator: Revalidator::new(max_idle),
             counters: Arc::clone(shared.registry.poller(index)),
             housekept: Instant::ZERO,
+            spare: None,
             shared,
         }
     }
@@ -120,11 +131,11 @@ impl Poller {
         self.run_tasks();
         self.refresh();
         let mut batch = Batch::new();
-        let mut moved = self.receive_parcels();
+        let mut moved = self.receive_parcels(PARCELS);
         for &place in ready {
             if let Some(port) = self.wires.receive(place, &mut batch) {
                 moved += batch.len();
-                self.process(Arrival { port, place, now }, &mut batch);
+                self.process(Arrival { port, place, now, depth: 0 }, &mut batch);
             }
         }
         self.wires.flush();
@@ -226,6 +237,7 @@ impl Poller {
         let snapshot = self.subscriber.current().clone();
         for (index, entry) in snapshot.tables.ports.iter().enumerate() {
             if let Some(entry) = entry {
+                self.know(PortId(index as u32));
                 self.wires.set_mtu(PortId(index as u32), entry.mtu);
             }
         }
@@ -233,10 +245,18 @@ impl Poller {
         self.subscriber.acknowledge(snapshot.generation);
     }
 
-    fn receive_parcels(&mut self) -> usize {
+    /// Sends all frames that other pollers have handed over until now.
+    pub fn send_parcels(&mut self) {
+        self.receive_parcels(usize::MAX);
+        self.wires.flush();
+    }
+
+    /// Takes up to `most` frames from each of the other pollers, of those that are there.
+    fn receive_parcels(&mut self, most: usize) -> usize {
         let mut received = 0;
         for ring in &mut self.inbox {
-            for (port, frame) in std::iter::from_fn(|| ring.recv()).take(PARCELS) {
+            let waiting = ring.len().min(most);
+            for (port, frame) in std::iter::from_fn(|| ring.recv()).take(waiting) {
                 received += 1;
                 self.wires.send(port, &mut Batch::from_iter([frame]));
             }
@@ -244,19 +264,36 @@ impl Poller {
         received
     }
 
-    /// Carries a batch that arrived on one queue to its outboxes.
-    fn process(&mut self, arrival: Arrival, batch: &mut Batch) {
+    /// Carries a batch that arrived on one queue to its outboxes. What comes out of tunnels on the way is a batch again.
+    fn process(&mut self, mut arrival: Arrival, batch: &mut Batch) {
         if batch.is_empty() {
             return;
         }
         self.counters.batches.add(1);
         self.counters.frames.add(batch.len() as u64);
-        let (mut keys, mut sound) = (Keys::new(), Places::first(batch.len()));
-        for (place, frame) in batch.iter().enumerate() {
-            keys.push(extract(frame.bytes(), arrival.port).unwrap_or_else(|_| {
-                sound.remove(place);
-                FlowKey::default()
-            }));
+        self.decide(arrival, batch, &[]);
+        while !self.wires.inner.frames.is_empty() {
+            arrival.depth += 1;
+            let empty = self.spare.take().unwrap_or_default();
+            let mut inner = std::mem::replace(&mut self.wires.inner, empty);
+            if arrival.depth > MAX_DEPTH {
+                self.wires.drop_all(arrival.port, &mut inner.frames, DropReason::TooDeep);
+            } else {
+                self.counters.inner.add(inner.frames.len() as u64);
+                self.decide(arrival, &mut inner.frames, &inner.outers);
+            }
+            inner.outers.clear();
+            self.spare = Some(inner);
+        }
+    }
+
+    /// Finds out the fate of each frame and executes it. Those out of a tunnel have `outers`.
+    fn decide(&mut self, arrival: Arrival, batch: &mut Batch, outers: &[(PortId, TunnelFields)]) {
+        let mut keys = Keys::new();
+        let sound = extract_each(batch, arrival.port, &mut keys);
+        for (key, (port, outer)) in keys.iter_mut().zip(outers) {
+            *key = key.with(Field::InPort, *port);
+            key.set_tunnel(outer);
         }
         let mut missed = Missed::new();
         match self.caches {
@@ -312,7 +349,9 @@ impl Poller {
             let bytes = group.iter().map(|frame| frame.len() as u64).sum();
             let tcp_flags = keys[first..at].iter().fold(0, |flags, key| flags | key.tcp_flags().get());
             flow.stats(self.index).add(group.len() as u64, bytes, tcp_flags, arrival.now);
-            execute(&flow.decision.actions, arrival.port, &mut group, &mut self.wires);
+            let origin = Origin { port: flow.in_port, keys: &keys[first..at] };
+            arrival.account(origin.port, (group.len(), bytes), &self.wires);
+            execute(&flow.decision.actions, origin, &mut group, &mut self.wires);
         }
         let hits = keys.len() - missed.len();
         self.counters.megaflow_hits.add(found.len() as u64);
@@ -338,12 +377,13 @@ impl Poller {
         self.counters.upcalls.add(1);
         let decision = translate(view, key, &mut Silent);
         self.shared.changed(upcall::apply(&decision.effects, &snapshot, frame.bytes(), arrival.now));
+        self.shared.resolve(&decision.effects);
         match self.caches == Caches::On && decision.cacheable {
             true => {
-                let flow = self.install(key, decision, view, arrival.port);
+                let flow = self.install(key, decision, view);
                 self.follow(&flow, arrival, key, frame);
             }
-            false => self.execute_one(&decision, arrival.port, frame),
+            false => self.execute_one(&decision, arrival, key, frame),
         }
     }
 
@@ -363,7 +403,9 @@ impl Poller {
         None
     }
 
-    fn install(&mut self, key: &FlowKey, decision: Decision, view: View<'_>, port: PortId) -> Arc<Flow> {
+    fn install(&mut self, key: &FlowKey, mut decision: Decision, view: View<'_>) -> Arc<Flow> {
+        decision.actions = self.lists.share(decision.actions);
+        let port = decision.in_port;
         let pollers = self.shared.wakers.len();
         let birth = Birth { generation: view.snapshot.generation, pollers, now: view.now };
         let flow = Arc::new(Flow::new(key, port, decision, birth));
@@ -378,13 +420,13 @@ impl Poller {
 
     fn follow(&mut self, flow: &Flow, arrival: Arrival, key: &FlowKey, frame: Frame) {
         flow.stats(self.index).add(1, frame.len() as u64, key.tcp_flags().get(), arrival.now);
-        self.execute_one(&flow.decision, arrival.port, frame);
+        self.execute_one(&flow.decision, arrival, key, frame);
     }
 
-    fn execute_one(&mut self, decision: &Decision, port: PortId, frame: Frame) {
-        let mut group = Batch::new();
-        group.push(frame);
-        execute(&decision.actions, port, &mut group, &mut self.wires);
+    fn execute_one(&mut self, decision: &Decision, arrival: Arrival, key: &FlowKey, frame: Frame) {
+        let origin = Origin { port: decision.in_port, keys: std::slice::from_ref(key) };
+        arrival.account(origin.port, (1, frame.len() as u64), &self.wires);
+        execute(&decision.actions, origin, &mut Batch::from_iter([frame]), &mut self.wires);
     }
 
     fn upkeep(&mut self, now: Instant, pace: Pace) {
@@ -396,7 +438,7 @@ impl Poller {
             bits => self.revalidator.note(bits),
         }
         let view = View { snapshot: self.subscriber.current(), now };
-        let again = self.revalidator.advance(view, pace, &self.shared.megaflows);
+        let again = self.revalidator.advance(view, pace, &self.shared);
         self.counters.revalidated.add(again);
         if now.since(self.housekept) >= HOUSEKEEPING {
             self.housekept = now;
@@ -406,12 +448,15 @@ impl Poller {
 
     fn housekeep(&mut self, now: Instant) {
         self.wires.collect_losses();
+        self.wires.refill_complaints();
         self.exact.sweep(EXACT_STEP);
         self.counters.held.set(self.held());
         if self.index == 0 {
             for learned in self.subscriber.current().learned.iter().flatten() {
-                let bits = learned.fdb().expire(now, EXPIRE_STEP) | learned.mcast().expire(now, EXPIRE_STEP);
-                self.shared.changed(bits);
+                let fdb = learned.fdb().expire(now, EXPIRE_STEP);
+                let mcast = learned.mcast().expire(now, EXPIRE_STEP);
+                let vteps = learned.vteps().expire(now, EXPIRE_STEP);
+                self.shared.changed(fdb | mcast | vteps);
             }
         }
     }
@@ -422,11 +467,26 @@ fn same(a: Option<&Flow>, b: Option<&Flow>) -> bool {
     a.map(std::ptr::from_ref) == b.map(std::ptr::from_ref)
 }
 
-/// Where and when a batch came in.
+/// Where and when a batch came in. What comes out of its frames' tunnels came in there, too: the queue's budget pays.
 #[derive(Debug, Clone, Copy)]
 struct Arrival {
     port: PortId,
     /// The queue's place among ours.
     place: usize,
     now: Instant,
+    /// How many tunnels the frames came out of here.
+    depth: u8,
+}
+
+impl Arrival {
+    /// Counts frames, of so many bytes in all, that came out of a tunnel on its port; others were counted when they were
+    /// received.
+    #[inline]
+    fn account(&self, port: PortId, (frames, bytes): (usize, u64), wires: &Wires) {
+        if self.depth > 0 {
+            let counters = wires.counters(port);
+            counters.decapped_frames.add(frames as u64);
+            counters.decapped_bytes.add(bytes);
+        }
+    }
 }

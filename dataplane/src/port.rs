@@ -1,13 +1,16 @@
 //! Ports: where frames enter and leave. One file per kind, two verbs for all.
 
+pub mod host;
 mod linkstats;
 pub mod lossy;
 pub mod memory;
 pub mod netdev;
+mod overflow;
 pub mod packet;
 pub mod pcap;
 #[cfg(test)]
 pub(crate) mod rig;
+mod sockopt;
 pub mod tap;
 pub mod vnet;
 pub mod xdp;

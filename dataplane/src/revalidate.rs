@@ -12,9 +12,11 @@ use std::time::Duration;
 
 use flowtable::action::Effect;
 use flowtable::flow::{DEAD, Decision, Flow};
-use flowtable::megaflow::{Megaflows, Removed};
+use flowtable::id::Place;
+use flowtable::megaflow::Removed;
 use flowtable::time::Instant;
 
+use crate::shared::Shared;
 use crate::translate::{Silent, View, translate};
 
 /// Flows looked at per turn while frames flow: 32 translations take about as long as one batch of misses.
@@ -84,9 +86,9 @@ impl Revalidator {
         !self.flows.is_empty()
     }
 
-    /// Goes on for one turn. Returns how many flows were translated again. A flow that `table` cannot remove
-    /// now, since another poller writes, is dead and stays in our care until the next round.
-    pub fn advance(&mut self, view: View<'_>, pace: Pace, table: &Megaflows) -> u64 {
+    /// Goes on for one turn. Returns how many flows were translated again. A flow that the table
+    /// cannot let go of now, since another poller writes, is dead and stays in our care until the next round.
+    pub fn advance(&mut self, view: View<'_>, pace: Pace, shared: &Shared) -> u64 {
         let Some((round, mut at)) = self.running.take().or_else(|| self.next_round(view.now)) else {
             return 0;
         };
@@ -105,11 +107,11 @@ impl Revalidator {
             match verdict {
                 Verdict::Keep => {
                     if round.upkeep {
-                        refresh(flow, view);
+                        refresh(flow, view, shared);
                     }
                     at += 1;
                 }
-                Verdict::Remove => match table.remove(flow) {
+                Verdict::Remove => match shared.megaflows.remove(flow) {
                     Removed::Busy => at += 1,
                     Removed::Removed | Removed::Absent => drop(self.flows.swap_remove(at)),
                 },
@@ -162,25 +164,30 @@ pub fn holds(flow: &Flow, view: View<'_>) -> bool {
 /// Is what the flow taught still what we know? If not, its next frame must teach it again.
 fn is_known(effect: &Effect, view: View<'_>) -> bool {
     match *effect {
-        Effect::Learn { bridge, station, port } => view.snapshot.learned(bridge).is_some_and(|learned| {
+        Effect::Learn { bridge, station, place } => view.snapshot.learned(bridge).is_some_and(|learned| {
             let fdb = learned.fdb();
-            fdb.lookup(station, view.now) == Some(port) || fdb.is_static(station)
+            fdb.lookup(station, view.now) == Some(place) || fdb.is_static(station)
         }),
-        Effect::Snoop { .. } => true,
+        Effect::Snoop { .. } | Effect::Resolve { .. } => true,
     }
 }
 
-/// Keeps the learned entries of a used flow young. Never moves one: that takes a frame that was translated.
-fn refresh(flow: &Flow, view: View<'_>) {
+/// Keeps the learned entries of a used flow young, and its questions open. Never moves an entry: that takes a frame that
+/// was translated.
+fn refresh(flow: &Flow, view: View<'_>, shared: &Shared) {
     let used = last_use(flow);
     if view.now.since(used) > ROUND + ROUND {
         return;
     }
     for effect in flow.decision.effects.iter().filter(|effect| is_known(effect, view)) {
-        if let Effect::Learn { bridge, station, .. } = *effect
+        if let Effect::Learn { bridge, station, place } = *effect
             && let Some(learned) = view.snapshot.learned(bridge)
         {
             learned.fdb().refresh(station, used);
+            if let Place::Vtep { address, .. } = place {
+                learned.vteps().refresh(station.segment, address, used);
+            }
         }
     }
+    shared.resolve(&flow.decision.effects);
 }

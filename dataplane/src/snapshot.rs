@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use flowtable::fdb::Fdb;
 use flowtable::id::BridgeId;
 use flowtable::mcast::McastTable;
+use flowtable::vteps::Vteps;
 
 use crate::tables::Tables;
 
@@ -34,12 +35,13 @@ impl Snapshot {
 pub struct Learned {
     fdb: Mutex<Fdb>,
     mcast: Mutex<McastTable>,
+    vteps: Mutex<Vteps>,
 }
 
 impl Learned {
     /// Empty tables of the given kind.
-    pub fn new(fdb: Fdb, mcast: McastTable) -> Self {
-        Learned { fdb: Mutex::new(fdb), mcast: Mutex::new(mcast) }
+    pub fn new(fdb: Fdb, mcast: McastTable, vteps: Vteps) -> Self {
+        Learned { fdb: Mutex::new(fdb), mcast: Mutex::new(mcast), vteps: Mutex::new(vteps) }
     }
 
     /// The MAC table.
@@ -50,5 +52,10 @@ impl Learned {
     /// The multicast table.
     pub fn mcast(&self) -> MutexGuard<'_, McastTable> {
         self.mcast.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The tunnel endpoints that frames came from.
+    pub fn vteps(&self) -> MutexGuard<'_, Vteps> {
+        self.vteps.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -47,6 +47,14 @@ pub struct PortCounters {
     pub tx_frames: Counter,
     /// Bytes sent, without FCS.
     pub tx_bytes: Counter,
+    /// Frames that came out of this tunnel.
+    pub decapped_frames: Counter,
+    /// Bytes that came out of this tunnel, without outer headers.
+    pub decapped_bytes: Counter,
+    /// Frames that went into this tunnel.
+    pub encapped_frames: Counter,
+    /// Bytes that went into this tunnel, without outer headers.
+    pub encapped_bytes: Counter,
     /// Frames that arrived while the device had no room, by the device's count.
     pub rx_missed: Counter,
     /// Frames that arrived broken, by the device's count.
@@ -66,6 +74,14 @@ pub struct PortStats {
     pub tx_frames: u64,
     /// Bytes sent, without FCS.
     pub tx_bytes: u64,
+    /// Frames that came out of this tunnel. They were received by another port, or in outer headers by this one.
+    pub decapped_frames: u64,
+    /// Bytes that came out of this tunnel, without outer headers.
+    pub decapped_bytes: u64,
+    /// Frames that went into this tunnel. They are sent by another port, or in outer headers by this one.
+    pub encapped_frames: u64,
+    /// Bytes that went into this tunnel, without outer headers.
+    pub encapped_bytes: u64,
     /// Frames the device lost for want of room.
     pub rx_missed: u64,
     /// Frames the device found broken.
@@ -80,9 +96,24 @@ impl PortStats {
         self.rx_bytes += c.rx_bytes.get();
         self.tx_frames += c.tx_frames.get();
         self.tx_bytes += c.tx_bytes.get();
+        self.decapped_frames += c.decapped_frames.get();
+        self.decapped_bytes += c.decapped_bytes.get();
+        self.encapped_frames += c.encapped_frames.get();
+        self.encapped_bytes += c.encapped_bytes.get();
         self.rx_missed += c.rx_missed.get();
         self.rx_errors += c.rx_errors.get();
         self.drops.iter_mut().zip(&c.drops).for_each(|(sum, d)| *sum += d.get());
+    }
+
+    /// The same, as people see a tunnel port: received and sent is what came out of the tunnel and went into it.
+    pub fn of_tunnel(self) -> PortStats {
+        PortStats {
+            rx_frames: self.decapped_frames,
+            rx_bytes: self.decapped_bytes,
+            tx_frames: self.encapped_frames,
+            tx_bytes: self.encapped_bytes,
+            ..self
+        }
     }
 
     /// Frames dropped for this reason.
@@ -100,7 +131,9 @@ pub struct PollerCounters {
     pub batches: Counter,
     /// Frames processed.
     pub frames: Counter,
-    /// Copies made, and segments a GSO frame was cut into beyond the first.
+    /// Frames out of tunnels, decided once more.
+    pub inner: Counter,
+    /// Copies made, segments a GSO frame was cut into beyond the first, messages to senders of too long frames.
     pub created: Counter,
     /// Frames decided by the exact-match cache.
     pub exact_hits: Counter,
@@ -212,7 +245,7 @@ impl Registry {
 pub struct Ledger {
     /// Frames received.
     pub rx: u64,
-    /// Frames made inside: copies for floods, segments of GSO frames.
+    /// Frames made inside: copies for floods, segments of GSO frames, messages to senders of too long ones.
     pub created: u64,
     /// Frames sent.
     pub tx: u64,

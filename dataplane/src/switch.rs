@@ -4,6 +4,7 @@
 //! between two turns.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Barrier, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -215,8 +216,8 @@ impl Switch {
         Ok((switch, pollers))
     }
 
-    /// Puts new tables in force; their generation. Returns once every running poller works by them, so that
-    /// no frame is treated by the old ones any more.
+    /// Puts new tables in force; their generation. Returns once every running poller works by them and has sent what the
+    /// others handed to it before, so that no frame that was treated by the old ones leaves any more.
     pub fn publish(&self, tables: Tables) -> u64 {
         let mut published = self.lock_published();
         let old = published.1.clone();
@@ -226,6 +227,7 @@ impl Switch {
         published.1 = new.clone();
         self.shared.wakers.iter().for_each(|w| w.wake());
         self.wait_until(|| published.0.oldest_in_use() >= new.generation);
+        self.tell_all(Poller::send_parcels);
         self.shared.changed(crate::learn::forget_changed(&old.tables, &new));
         new.generation
     }
@@ -368,6 +370,14 @@ impl Switch {
         self.snapshot().learned(bridge).map_or_else(Vec::new, |l| l.mcast().entries(now).collect())
     }
 
+    /// Forgets the multicast groups a bridge knows.
+    pub fn mdb_flush(&self, bridge: BridgeId) {
+        if let Some(learned) = self.snapshot().learned(bridge) {
+            let changed = learned.mcast().flush(None);
+            self.shared.changed(changed);
+        }
+    }
+
     /// Explains what happens to a frame with this key.
     pub fn trace(&self, key: &FlowKey, learn: Learn) -> Trace {
         let snapshot = self.snapshot();
@@ -377,8 +387,14 @@ impl Switch {
             // A key has no payload to read, so there is nothing to snoop.
             let effects: Vec<Effect> = trace.decision.effects.to_vec();
             self.shared.changed(upcall::apply(&effects, &snapshot, &[], now));
+            self.shared.resolve(&effects);
         }
         trace
+    }
+
+    /// Whoever has the address was found, or given up on: [`Event::Resolve`] may come for it again.
+    pub fn resolved(&self, endpoint: PortId, address: IpAddr) {
+        self.shared.resolved(endpoint, address);
     }
 
     /// Now, in the time of the switch.
@@ -424,7 +440,8 @@ impl Switch {
         ledger
     }
 
-    fn snapshot(&self) -> publish::Arc<Snapshot> {
+    /// What is in force, and what was learned under it.
+    pub fn snapshot(&self) -> publish::Arc<Snapshot> {
         self.lock_published().1.clone()
     }
 

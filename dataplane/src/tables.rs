@@ -2,10 +2,14 @@
 //!
 //! Control compiles a new snapshot for every change and publishes it with a new generation; nobody edits one.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use crate::segment::Segments;
+use crate::tunnel::{Key, Tunnel, Tunnels};
+use crate::underlay::Underlay;
 use encap::field::{EtherType, MacAddr, VlanId};
-use flowtable::id::{BridgeId, PortId};
+use flowtable::id::{BridgeId, Place, PortId, SegmentId};
 
 /// A snapshot. `bridges` and `ports` are indexed by [`BridgeId`] and [`PortId`]; removed ones leave a hole.
 #[derive(Debug, Clone, Default)]
@@ -14,6 +18,12 @@ pub struct Tables {
     pub bridges: Vec<Option<Bridge>>,
     /// By [`PortId`].
     pub ports: Vec<Option<PortEntry>>,
+    /// The segmentation map. Shared, as it is big and seldom changes.
+    pub segments: Arc<Segments>,
+    /// Which tunnel port a decapsulated frame came in by.
+    pub tunnels: Arc<Tunnels>,
+    /// How outer frames reach their next hop.
+    pub underlay: Arc<Underlay>,
 }
 
 impl Tables {
@@ -63,12 +73,12 @@ pub struct FdbConfig {
 /// A static FDB entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StaticEntry {
-    /// The VLAN.
-    pub vlan: VlanId,
+    /// The segment: a VLAN, or one without.
+    pub segment: SegmentId,
     /// The address.
     pub mac: MacAddr,
     /// Where it lives.
-    pub port: PortId,
+    pub place: Place,
 }
 
 /// Multicast snooping.
@@ -93,8 +103,10 @@ pub struct PortEntry {
     pub ofport: u16,
     /// Where its frames go.
     pub kind: PortKind,
-    /// How it treats VLAN tags.
+    /// How it treats VLAN tags; of no meaning with a `segment`.
     pub vlan: VlanConfig,
+    /// The one segment without local VLAN that it carries, untagged.
+    pub segment: Option<SegmentId>,
     /// Never exchanges frames with another protected port (`protected`).
     pub protected: bool,
     /// Gets all multicast traffic (`other_config:mcast-snooping-flood`).
@@ -107,6 +119,13 @@ pub struct PortEntry {
     pub upcall_rate: u32,
 }
 
+impl PortEntry {
+    /// Is this a tunnel port that carries segments, each under its own key?
+    pub fn is_flow_based(&self) -> bool {
+        matches!(self.kind, PortKind::Tunnel(Tunnel { key: Key::Flow, .. }))
+    }
+}
+
 /// Where a port's frames go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PortKind {
@@ -117,6 +136,8 @@ pub enum PortKind {
         /// The port at the other end.
         peer: PortId,
     },
+    /// To another tunnel endpoint, behind outer headers (`type=vxlan`, `gre`, `geneve`).
+    Tunnel(Tunnel),
 }
 
 /// How a port treats 802.1Q tags (ovs-vswitchd.conf.db(5), Port table, *VLAN Configuration*).
@@ -190,7 +211,12 @@ impl VlanSet {
 
     /// The ids in it, ascending.
     pub fn iter(&self) -> impl Iterator<Item = VlanId> + '_ {
-        (0..4096).map(VlanId::from_tci).filter(|v| self.contains(*v))
+        self.0.iter().enumerate().flat_map(|(word, &bits)| {
+            // Each step takes the lowest bit off, so that a set of few costs little.
+            let left = std::iter::successors(Some(bits), |bits| Some(bits & bits.wrapping_sub(1)));
+            let ids = left.take_while(|bits| *bits != 0).map(u64::trailing_zeros);
+            ids.map(move |bit| VlanId::from_tci((64 * word) as u16 + bit as u16))
+        })
     }
 }
 
@@ -205,5 +231,19 @@ impl FromIterator<VlanId> for VlanSet {
 impl std::fmt::Debug for VlanSet {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_set().entries(self.iter().map(VlanId::get)).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_set_lists_what_is_in_it_ascending() {
+        let ids = [0, 1, 63, 64, 100, 4094, 4095];
+        let set: VlanSet = ids.iter().rev().map(|id| VlanId::from_tci(*id)).collect();
+        assert_eq!(set.iter().map(VlanId::get).collect::<Vec<_>>(), ids);
+        assert_eq!(VlanSet::all().iter().count(), 4096);
+        assert_eq!(VlanSet::empty().iter().count(), 0);
     }
 }

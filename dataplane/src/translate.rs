@@ -2,22 +2,31 @@
 //! learned. Pure: same snapshot, same learned state, same key, same decision.
 //!
 //! One file per stage. Each stage looks at the key through a [`Probe`], so the decision's mask is exactly
-//! what was looked at; it collects outputs and effects and performs none of them. `sluice trace` is this
+//! what was looked at; it collects exits and effects and performs none of them. `sluice trace` is this
 //! function with its steps kept.
 
 mod bridge;
+mod exit;
+mod neighbour;
+mod segment;
+#[cfg(test)]
+mod tests;
+mod tunnel;
 pub mod vlan;
+
+use std::net::IpAddr;
 
 use encap::field::MacAddr;
 use flowtable::action::{Action, DropReason, Effect};
 use flowtable::flow::Decision;
-use flowtable::id::PortId;
+use flowtable::id::{PortId, SegmentId};
 use flowtable::key::FlowKey;
 use flowtable::mask::Probe;
 use flowtable::time::Instant;
 
 use crate::snapshot::Snapshot;
-use crate::tables::{Bridge, PortEntry, PortKind};
+use crate::tables::{Bridge, PortEntry, PortKind, Tables};
+use exit::{Exit, emit};
 use vlan::Tags;
 
 /// How many bridges a frame may pass one after the other (`resubmit` depth in OVS: 64).
@@ -48,14 +57,11 @@ impl Steps for Silent {
     fn step(&mut self, _depth: usize, _text: impl FnOnce() -> String) {}
 }
 
-/// Decides the fate of a frame. Cost: one lookup per bridge passed, and one step per port of a flooded bridge.
+/// Decides the fate of a frame. Cost: one lookup per bridge passed, one step per port of a flooded bridge, and one walk
+/// through the underlay per VTEP the frame goes to.
 pub fn translate<S: Steps>(view: View<'_>, key: &FlowKey, steps: &mut S) -> Decision {
     let mut walk = Walk::new(view, key, steps);
-    let in_port = walk.probe.in_port();
-    let refused = match view.snapshot.tables.port(in_port) {
-        Some(_) => walk.bridge(Ingress { port: in_port, tags: Tags::default(), depth: 0 }).err(),
-        None => Some(DropReason::NoPort),
-    };
+    let refused = walk.enter().err();
     walk.decide(refused)
 }
 
@@ -64,6 +70,21 @@ struct Ingress {
     port: PortId,
     tags: Tags,
     depth: usize,
+    /// What the outer headers say, if it comes from a flow-based tunnel port.
+    mapped: Option<Mapped>,
+}
+
+impl Ingress {
+    fn by(port: PortId, tags: Tags, depth: usize) -> Self {
+        Ingress { port, tags, depth, mapped: None }
+    }
+}
+
+/// The segment that outer headers name, and where they come from.
+#[derive(Clone, Copy)]
+struct Mapped {
+    segment: SegmentId,
+    vtep: IpAddr,
 }
 
 /// One decision in the making.
@@ -71,7 +92,13 @@ struct Walk<'a, S> {
     view: View<'a>,
     probe: Probe<'a>,
     steps: &'a mut S,
-    outputs: Vec<(Tags, PortId)>,
+    in_port: PortId,
+    /// Why the frame may not go into a tunnel: it came out of one, or is an outer frame already. Without this, a flood
+    /// over tunnels that meet would not end.
+    barred: Option<DropReason>,
+    exits: Vec<(Tags, Exit)>,
+    /// What the congestion notification of the frame becomes.
+    ecn: Option<u8>,
     effects: Vec<Effect>,
     depends: u64,
     cacheable: bool,
@@ -86,7 +113,10 @@ impl<'a, S: Steps> Walk<'a, S> {
             view,
             probe: Probe::new(key),
             steps,
-            outputs: Vec::new(),
+            in_port: key.in_port(),
+            barred: None,
+            exits: Vec::new(),
+            ecn: None,
             effects: Vec::new(),
             depends: 0,
             cacheable: true,
@@ -95,30 +125,31 @@ impl<'a, S: Steps> Walk<'a, S> {
         }
     }
 
+    fn enter(&mut self) -> Result<(), DropReason> {
+        let port = self.probe.in_port();
+        match self.entry(port).ok_or(DropReason::NoPort)?.kind {
+            PortKind::Tunnel(tunnel) => self.leave_tunnel(port, tunnel.kind),
+            PortKind::Attached | PortKind::Patch { .. } => self.bridge(Ingress::by(port, Tags::default(), 0)),
+        }
+    }
+
+    /// Adds an effect, once.
+    fn remember(&mut self, effect: Effect) {
+        if !self.effects.contains(&effect) {
+            self.effects.push(effect);
+        }
+    }
+
     fn say(&mut self, depth: usize, text: impl FnOnce() -> String) {
         self.steps.step(depth, text);
     }
 
-    fn entry(&self, port: PortId) -> Option<&'a PortEntry> {
-        self.view.snapshot.tables.port(port)
+    fn tables(&self) -> &'a Tables {
+        &self.view.snapshot.tables
     }
 
-    /// Sends the frame, tagged as it is inside the bridge, to a port; into the next bridge if it is a patch.
-    fn output(&mut self, from: &Ingress, port: PortId) -> Result<(), vlan::Refused> {
-        let Some(entry) = self.entry(port) else { return Ok(()) };
-        let tags = from.tags.leave(&entry.vlan, &mut self.probe)?;
-        match entry.kind {
-            PortKind::Attached => {
-                self.say(from.depth, || format!("output to port `{}`", entry.name));
-                self.outputs.push((tags, port));
-            }
-            PortKind::Patch { peer } => {
-                self.say(from.depth, || format!("through patch port `{}`", entry.name));
-                // A frame that dies in the next bridge dies there alone: the other outputs stand.
-                let _ = self.bridge(Ingress { port: peer, tags, depth: from.depth + 1 });
-            }
-        }
-        Ok(())
+    fn entry(&self, port: PortId) -> Option<&'a PortEntry> {
+        self.tables().port(port)
     }
 
     /// Is there still room to enter one more bridge?
@@ -129,7 +160,7 @@ impl<'a, S: Steps> Walk<'a, S> {
     }
 
     fn decide(mut self, refused: Option<DropReason>) -> Decision {
-        let reason = match (self.too_deep, self.outputs.is_empty()) {
+        let reason = match (self.too_deep, self.exits.is_empty()) {
             (true, _) => Some(DropReason::TooDeep),
             (false, true) => Some(refused.unwrap_or(DropReason::NoDestination)),
             (false, false) => None,
@@ -139,9 +170,10 @@ impl<'a, S: Steps> Walk<'a, S> {
                 self.say(0, || format!("drop: {}", reason.name()));
                 vec![Action::Drop(reason)]
             }
-            None => emit(self.outputs),
+            None => self.ecn.map(Action::SetEcn).into_iter().chain(emit(self.exits)).collect(),
         };
         Decision {
+            in_port: self.in_port,
             mask: *self.probe.mask(),
             actions: actions.into(),
             effects: self.effects.into(),
@@ -149,20 +181,6 @@ impl<'a, S: Steps> Walk<'a, S> {
             cacheable: self.cacheable,
         }
     }
-}
-
-/// Turns outputs into actions. Sorted so that tags only ever come off the original frame, each once.
-fn emit(mut outputs: Vec<(Tags, PortId)>) -> Vec<Action> {
-    outputs.sort();
-    outputs.dedup();
-    let mut actions = Vec::with_capacity(outputs.len() + 2);
-    let mut current = Tags::default();
-    for (tags, port) in outputs {
-        current.become_(&tags, &mut actions);
-        actions.push(Action::Output(port));
-        current = tags;
-    }
-    actions
 }
 
 /// Addresses of vendors' own bridge protocols, as (address, prefix length in bits): EDP and EAPS of Extreme;

@@ -1,14 +1,17 @@
 //! What a translated frame teaches: its source's place, and the group memberships it tells of.
 
+use std::net::IpAddr;
+
 use encap::field::IpProto;
 use encap::offsets::walk;
 use encap::wire::membership::Membership;
 use encap::wire::{igmp, mld};
 use flowtable::action::Effect;
-use flowtable::id::{PortId, SegmentId};
+use flowtable::id::{BridgeId, Place, PortId, SegmentId};
 use flowtable::mcast::McastTable;
 use flowtable::time::Instant;
 
+use crate::segment::Network;
 use crate::snapshot::Snapshot;
 
 /// Applies what a decision says about learned state. `bytes` is the frame, for messages that must be read.
@@ -19,9 +22,14 @@ pub fn apply(effects: &[Effect], snapshot: &Snapshot, bytes: &[u8], now: Instant
 
 fn apply_one(effect: &Effect, snapshot: &Snapshot, bytes: &[u8], now: Instant) -> u64 {
     match *effect {
-        Effect::Learn { bridge, station, port } => {
-            snapshot.learned(bridge).map_or(0, |learned| learned.fdb().learn(station, port, now))
+        Effect::Learn { bridge, station, place } => {
+            let vtep = vtep(snapshot, (bridge, station.segment), place);
+            snapshot.learned(bridge).map_or(0, |learned| {
+                let met = vtep.map_or(0, |vtep| learned.vteps().learn(station.segment, vtep, now));
+                met | learned.fdb().learn(station, place, now)
+            })
         }
+        Effect::Resolve { .. } => 0,
         Effect::Snoop { bridge, segment, port } => {
             let Some(message) = read(bytes) else { return 0 };
             snapshot.learned(bridge).map_or(0, |learned| {
@@ -29,6 +37,14 @@ fn apply_one(effect: &Effect, snapshot: &Snapshot, bytes: &[u8], now: Instant) -
             })
         }
     }
+}
+
+/// The endpoint that a frame came from, unless the segment is configured to send there anyway.
+fn vtep(snapshot: &Snapshot, (bridge, segment): (BridgeId, SegmentId), place: Place) -> Option<IpAddr> {
+    let Place::Vtep { address, .. } = place else { return None };
+    let segment = snapshot.tables.segments.get(bridge, segment)?;
+    let Network::Tunnel { vteps, .. } = &segment.network else { return None };
+    (!vteps.contains(&address)).then_some(address)
 }
 
 /// The membership message in a frame. `None` if it is broken: then it is forwarded, but not believed.

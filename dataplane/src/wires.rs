@@ -2,7 +2,8 @@
 //!
 //! A frame for a port waits in the port's outbox until the batch is through, then leaves in one `tx`: by a
 //! queue of our own, or handed to the poller that owns one. What the port has no room for is dropped and
-//! counted; nothing waits.
+//! counted; nothing waits. A frame that came out of a tunnel waits among the inner frames until the batch is decided,
+//! then is decided itself.
 
 use std::sync::Arc;
 
@@ -16,6 +17,7 @@ use crate::batch::Batch;
 use crate::budget::Budget;
 use crate::frame::{Frame, FrameCache};
 use crate::handoff;
+use crate::inner::Inner;
 use crate::offload;
 use crate::port::{Offloads, Port, PortError};
 use crate::stats::{PollerCounters, PortCounters};
@@ -26,6 +28,9 @@ pub type Parcel = (PortId, Frame);
 
 /// Bytes of Ethernet header in front of what an MTU counts.
 const ETHERNET: usize = 14;
+/// How many senders of too long frames are told so between two refills. At two a second that is Linux's default limit
+/// for all ICMP messages of a host (`net.ipv4.icmp_msgs_per_sec`, 1,000).
+const COMPLAINTS: u32 = 500;
 
 /// One queue of a port, owned by this poller.
 pub struct Queue {
@@ -75,6 +80,17 @@ impl Outbox {
     fn refuses(&self, frame: &Frame) -> bool {
         frame.len() > ETHERNET + usize::from(self.mtu) && offload::exceeds(frame, self.mtu)
     }
+
+    /// Does the frame, after all, not exceed the port's MTU? Where nobody told how long its segments are, that was a guess
+    /// ([`offload::unsaid`]), and they may be shorter.
+    fn shortens(&self, frame: &mut Frame) -> bool {
+        if frame.unsaid
+            && let Some(offload) = gso::fit(frame.bytes(), frame.offload, self.mtu.into())
+        {
+            frame.offload = offload;
+        }
+        !self.refuses(frame)
+    }
 }
 
 /// A poller's connection to the others.
@@ -93,6 +109,10 @@ pub struct Wires {
     pub frames: FrameCache,
     /// Ports that went away since the last look: (port, why).
     pub gone: Vec<(PortId, PortError)>,
+    /// What came out of tunnels and is to be decided anew.
+    pub inner: Box<Inner>,
+    /// Senders that may still be told that a frame was too long.
+    complaints: u32,
     version: u64,
     outboxes: Vec<Option<Box<Outbox>>>,
     /// An empty batch, to change places with a pending one that is to be sent: a kilobyte that is not copied.
@@ -116,6 +136,8 @@ impl Wires {
             queues: Vec::new(),
             frames,
             gone: Vec::new(),
+            inner: Box::default(),
+            complaints: COMPLAINTS,
             version: 0,
             outboxes: Vec::new(),
             spare: None,
@@ -222,6 +244,23 @@ impl Wires {
         copy
     }
 
+    /// May one more sender be told that its frame was too long?
+    pub fn may_complain(&self) -> bool {
+        self.complaints > 0
+    }
+
+    /// Sends such a message, a frame made here.
+    pub fn complain(&mut self, port: PortId, message: Frame) {
+        self.complaints = self.complaints.saturating_sub(1);
+        self.counters.created.add(1);
+        self.send(port, &mut Batch::from_iter([message]));
+    }
+
+    /// Lets senders be told again: to be called twice a second.
+    pub fn refill_complaints(&mut self) {
+        self.complaints = COMPLAINTS;
+    }
+
     /// Puts frames into the port's outbox; `frames` is empty after.
     #[inline]
     pub fn send(&mut self, port: PortId, frames: &mut Batch) {
@@ -243,11 +282,11 @@ impl Wires {
         self.drop_all(port, frames, DropReason::PortDown);
     }
 
-    /// Drops the frames that exceed the port's MTU.
+    /// Drops the frames that exceed the port's MTU, and cannot be cut shorter.
     #[cold]
     fn refuse(&mut self, port: PortId, frames: &mut Batch) {
-        for frame in std::mem::take(frames) {
-            match self.outbox(port).is_some_and(|outbox| outbox.refuses(&frame)) {
+        for mut frame in std::mem::take(frames) {
+            match self.outbox(port).is_some_and(|outbox| !outbox.shortens(&mut frame)) {
                 true => self.drop_frame(port, frame, DropReason::OverMtu),
                 false => frames.push(frame),
             }
@@ -274,7 +313,8 @@ impl Wires {
         self.spare = Some(pending);
     }
 
-    fn drop_all(&mut self, port: PortId, batch: &mut Batch, reason: DropReason) {
+    /// Drops frames on behalf of a port; `batch` is empty after.
+    pub fn drop_all(&mut self, port: PortId, batch: &mut Batch, reason: DropReason) {
         batch.drain(..).for_each(|frame| self.drop_frame(port, frame, reason));
     }
 
@@ -301,16 +341,16 @@ impl Wires {
             return self.put(exit, batch);
         }
         let mut ready = Batch::new();
-        for frame in batch.drain(..) {
+        for mut frame in batch.drain(..) {
             if offload::fits(frame.offload, offers) {
                 self.add_ready(exit, &mut ready, frame);
             } else if frame.offload.gso == encap::offload::Gso::None {
-                match offload::complete(frame) {
-                    Ok(frame) => self.add_ready(exit, &mut ready, frame),
-                    Err(frame) => self.drop_frame(exit.port, frame, DropReason::Unsupported),
+                match offload::complete(&mut frame) {
+                    Ok(()) => self.add_ready(exit, &mut ready, frame),
+                    Err(_) => self.drop_frame(exit.port, frame, DropReason::Unsupported),
                 }
             } else {
-                self.cut(exit, &mut ready, frame);
+                self.cut(exit.port, frame, |wires, segment| wires.add_ready(exit, &mut ready, segment));
             }
         }
         self.put(exit, &mut ready);
@@ -323,22 +363,24 @@ impl Wires {
         }
     }
 
-    /// Cuts a GSO frame into what the wire carries: one frame becomes as many as there are segments.
-    fn cut(&mut self, exit: Exit, ready: &mut Batch, frame: Frame) {
+    /// Cuts a GSO frame into what the wire carries: one frame becomes as many as there are segments, which are complete
+    /// and come one by one. Those there is no memory for are drops of `port`.
+    pub fn cut(&mut self, port: PortId, frame: Frame, mut each: impl FnMut(&mut Wires, Frame)) {
         let bytes = frame.bytes();
         let Ok(segments) = gso::segments(bytes, frame.offload) else {
-            return self.drop_frame(exit.port, frame, DropReason::Unsupported);
+            return self.drop_frame(port, frame, DropReason::Unsupported);
         };
         let count = segments.count();
         self.counters.created.add(count as u64 - 1);
         for index in 0..count {
             let Some(mut segment) = self.frames.alloc_for(segments.frame_len(index)) else {
-                self.counters(exit.port).drops[DropReason::NoFrame as usize].add(1);
+                self.counters(port).drops[DropReason::NoFrame as usize].add(1);
                 continue;
             };
             segment.set_len(segments.frame_len(index));
             segments.write(index, segment.bytes_mut());
-            self.add_ready(exit, ready, segment);
+            segment.entropy = frame.entropy;
+            each(self, segment);
         }
         self.frames.free(frame);
     }

@@ -138,8 +138,9 @@ mod tests {
     fn flow(n: u64) -> Arc<Flow> {
         let decision = Decision {
             mask: Mask::EXACT,
-            actions: Box::new([Action::Drop(DropReason::NoDestination)]),
+            actions: [Action::Drop(DropReason::NoDestination)].into(),
             effects: Box::new([]),
+            in_port: PortId(0),
             depends: 0,
             cacheable: true,
         };

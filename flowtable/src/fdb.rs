@@ -1,21 +1,21 @@
-//! The forwarding database of one bridge: in which segment a MAC address lives behind which port
+//! The forwarding database of one bridge: in which segment a MAC address lives behind which port or VTEP
 //! (IEEE 802.1D/Q learning, as ovs-vswitchd.conf.db(5) bounds it).
 //!
-//! Entries lie in a slab, found by hash; the entries of each port form a list from the least to the most
-//! recently seen. So lookup, learning and a move take constant time, and when the table is full the port that
-//! holds most loses its oldest entry in O(log ports): one tenant can fill only what others leave free.
+//! Lookup and learning take constant time, a move O(log (ports × segments)). When the table is full the port that holds most
+//! loses the oldest entry of the segment that has most there, in as much time: one tenant can fill only what others leave
+//! free, beside them on a tunnel port or an uplink, too. All VTEPs behind one tunnel port count as that port's.
 //!
 //! Every change answers with the [`dependency`] bits of the entries it touched, so that the flows that looked
 //! them up can be translated again.
 
-use std::collections::BTreeSet;
-use std::hash::BuildHasher;
+use std::net::IpAddr;
 use std::time::Duration;
 
-use hashbrown::{DefaultHashBuilder, HashMap, HashTable};
+use hashbrown::HashMap;
 
+use crate::aged::{self, Aged};
 use crate::flow::dependency;
-use crate::id::{PortId, Station};
+use crate::id::{Place, PortId, SegmentId, Station};
 use crate::time::Instant;
 
 /// How big a table may get and how old its entries.
@@ -42,7 +42,7 @@ pub struct Entry {
     /// Who.
     pub station: Station,
     /// Where.
-    pub port: PortId,
+    pub place: Place,
     /// Since when it was not seen; zero for static entries.
     pub age: Duration,
     /// How it came to be.
@@ -73,56 +73,32 @@ pub struct Flushed {
     pub changed: u64,
 }
 
-/// No slot: the end of a list.
-const NONE: u32 = u32::MAX;
+/// The stations of a segment behind a port.
+type Share = (PortId, SegmentId);
 
-#[derive(Debug, Clone, Copy)]
-struct Slot {
-    station: Station,
-    port: PortId,
-    seen: Instant,
-    origin: Origin,
-    older: u32,
-    newer: u32,
+type Slot = aged::Entry<Station, Share, Place>;
+
+impl aged::Group for Share {
+    type Owner = PortId;
+
+    fn owner(self) -> PortId {
+        self.0
+    }
 }
-
-/// The learned entries of one port, by age. Static entries are in no list.
-#[derive(Debug, Clone, Copy)]
-struct List {
-    oldest: u32,
-    newest: u32,
-    len: usize,
-}
-
-const EMPTY: List = List { oldest: NONE, newest: NONE, len: 0 };
 
 /// The table of one bridge.
 #[derive(Debug)]
 pub struct Fdb {
     limits: Limits,
-    hasher: DefaultHashBuilder,
-    index: HashTable<u32>,
-    slots: Vec<Slot>,
-    free: Vec<u32>,
-    ports: HashMap<PortId, List>,
-    /// Ports by how many entries they hold.
-    holders: BTreeSet<(usize, PortId)>,
+    /// Learned entries are in the list of their port and segment, static ones in none.
+    stations: Aged<Station, Share, Place>,
     counters: Counters,
 }
 
 impl Fdb {
     /// An empty table.
     pub fn new(limits: Limits) -> Self {
-        Fdb {
-            limits,
-            hasher: DefaultHashBuilder::default(),
-            index: HashTable::new(),
-            slots: Vec::new(),
-            free: Vec::new(),
-            ports: HashMap::new(),
-            holders: BTreeSet::new(),
-            counters: Counters::default(),
-        }
+        Fdb { limits, stations: Aged::new(), counters: Counters::default() }
     }
 
     /// The dependency bit of whoever looks this station up.
@@ -133,68 +109,69 @@ impl Fdb {
 
     /// Where the station lives, unless its entry is too old.
     #[inline]
-    pub fn lookup(&self, station: Station, now: Instant) -> Option<PortId> {
-        let slot = &self.slots[self.find(station)? as usize];
-        (!self.is_old(slot, now)).then_some(slot.port)
+    pub fn lookup(&self, station: Station, now: Instant) -> Option<Place> {
+        let slot = self.stations.get(self.stations.find(station)?);
+        (!self.is_old(slot, now)).then_some(slot.value)
     }
 
     /// Does the station have a static entry?
     pub fn is_static(&self, station: Station) -> bool {
-        self.find(station).is_some_and(|at| self.slots[at as usize].origin == Origin::Static)
+        self.stations.find(station).is_some_and(|at| self.stations.get(at).group.is_none())
     }
 
-    /// A frame from the station came in by `port`. Dependency bits of what changed; 0 if nothing but age.
-    pub fn learn(&mut self, station: Station, port: PortId, now: Instant) -> u64 {
-        let Some(at) = self.find(station) else {
-            if self.index.len() >= self.limits.size && self.holders.is_empty() {
+    /// A frame from the station came from `place`. Dependency bits of what changed; 0 if nothing but age.
+    pub fn learn(&mut self, station: Station, place: Place, now: Instant) -> u64 {
+        let Some(at) = self.stations.find(station) else {
+            if self.len() >= self.limits.size && self.stations.largest().is_none() {
                 return 0; // full of static entries
             }
             let evicted = self.make_room();
             self.counters.learned += 1;
-            self.insert(station, port, now, Origin::Learned);
+            self.stations.insert(learned(station, place, now));
             return evicted | Self::dependency(station);
         };
-        let slot = self.slots[at as usize];
-        let was_old = self.is_old(&slot, now);
-        match slot.origin {
-            Origin::Static => {
-                self.counters.static_moves += u64::from(slot.port != port);
-                return 0;
-            }
-            Origin::Learned if slot.port == port => self.touch(at, now),
-            Origin::Learned => {
-                self.unlink(at);
-                self.slots[at as usize].port = port;
-                self.slots[at as usize].seen = now;
-                self.link(at);
-            }
+        let slot = *self.stations.get(at);
+        let is_move = slot.value != place;
+        if slot.group.is_none() {
+            self.counters.static_moves += u64::from(is_move);
+            return 0;
         }
-        self.counters.moved += u64::from(slot.port != port);
-        if slot.port != port || was_old { Self::dependency(station) } else { 0 }
+        if is_move {
+            self.counters.moved += 1;
+            self.stations.replace(at, learned(station, place, now));
+        } else {
+            self.stations.touch(at, now);
+        }
+        if is_move || self.is_old(&slot, now) { Self::dependency(station) } else { 0 }
     }
 
     /// The station was seen at `when` where it is known to be.
     pub fn refresh(&mut self, station: Station, when: Instant) {
-        let Some(at) = self.find(station) else { return };
-        let slot = &self.slots[at as usize];
-        if slot.origin == Origin::Learned && slot.seen < when {
-            self.touch(at, when);
+        let Some(at) = self.stations.find(station) else { return };
+        let slot = self.stations.get(at);
+        if slot.group.is_some() && slot.seen < when {
+            self.stations.touch(at, when);
         }
     }
 
-    /// Makes these the static entries, in place of those before. Dependency bits of what changed.
-    pub fn set_static(&mut self, entries: &[(Station, PortId)]) -> u64 {
-        let stale = |slot: &Slot| !entries.contains(&(slot.station, slot.port));
-        let old: Vec<u32> =
-            self.all().filter(|(_, s)| s.origin == Origin::Static && stale(s)).map(|(at, _)| at).collect();
-        let mut changed = old.into_iter().fold(0, |bits, at| bits | self.remove_slot(at));
-        for &(station, port) in entries {
-            match self.find(station) {
-                Some(at) if self.slots[at as usize].origin == Origin::Static => continue,
+    /// Makes these the static entries, in place of those before; of two for the same station the first counts.
+    /// Dependency bits of what changed. O(entries + table).
+    pub fn set_static(&mut self, entries: &[(Station, Place)]) -> u64 {
+        let mut wanted = HashMap::with_capacity(entries.len());
+        for &(station, place) in entries {
+            wanted.entry(station).or_insert(place);
+        }
+        let mut changed = self
+            .remove_where(|slot| slot.group.is_none() && wanted.get(&slot.key) != Some(&slot.value))
+            .changed;
+        for (station, place) in wanted {
+            match self.stations.find(station) {
+                Some(at) if self.stations.get(at).group.is_none() => continue,
                 Some(at) => changed |= self.remove_slot(at),
                 None => changed |= self.make_room(),
             }
-            self.insert(station, port, Instant::ZERO, Origin::Static);
+            let slot = Slot { group: None, ..learned(station, place, Instant::ZERO) };
+            self.stations.insert(slot);
             changed |= Self::dependency(station);
         }
         changed
@@ -202,40 +179,41 @@ impl Fdb {
 
     /// Removes a learned entry. Its dependency bit; 0 if there is none.
     pub fn remove(&mut self, station: Station) -> u64 {
-        match self.find(station) {
-            Some(at) if self.slots[at as usize].origin == Origin::Learned => self.remove_slot(at),
+        match self.stations.find(station) {
+            Some(at) if self.stations.get(at).group.is_some() => self.remove_slot(at),
             _ => 0,
         }
     }
 
     /// Removes all learned entries, or those of one port.
     pub fn flush(&mut self, port: Option<PortId>) -> Flushed {
-        let ports: Vec<PortId> = match port {
-            Some(port) => vec![port],
-            None => self.ports.keys().copied().collect(),
-        };
         let mut flushed = Flushed::default();
-        for port in ports {
-            while let Some(at) = self.oldest_of(port) {
-                flushed.changed |= self.remove_slot(at);
-                flushed.count += 1;
-            }
+        loop {
+            let share = port.map_or_else(|| self.stations.largest(), |port| self.stations.group_of(port));
+            let Some(at) = share.and_then(|share| self.stations.oldest(share)) else { return flushed };
+            flushed.changed |= self.remove_slot(at);
+            flushed.count += 1;
         }
-        flushed
     }
 
-    /// Removes at most `budget` entries that are too old. Their dependency bits. O(ports + removed).
+    /// Removes the learned entries behind a VTEP, whatever tunnel port leads there. Visits the whole table.
+    pub fn flush_vtep(&mut self, vtep: IpAddr) -> Flushed {
+        self.remove_where(|slot| {
+            slot.group.is_some() && matches!(slot.value, Place::Vtep { address, .. } if address == vtep)
+        })
+    }
+
+    /// Looks at the next places of the table, `budget` or a 64th of all, and removes learned entries that are too old.
+    /// Dependency bits of what changed. There are at most three places for each entry that it ever held at once.
     pub fn expire(&mut self, now: Instant, budget: usize) -> u64 {
-        let ports: Vec<PortId> = self.ports.keys().copied().collect();
-        let (mut changed, mut left) = (0, budget);
-        for port in ports {
-            while let Some(at) = self.oldest_of(port) {
-                if left == 0 || !self.is_old(&self.slots[at as usize], now) {
-                    break;
-                }
+        let round = self.stations.round();
+        let mut changed = 0;
+        for _ in 0..budget.max(round / 64).min(round) {
+            if let Some(at) = self.stations.step()
+                && self.is_old(self.stations.get(at), now)
+            {
                 changed |= self.remove_slot(at);
                 self.counters.expired += 1;
-                left -= 1;
             }
         }
         changed
@@ -245,7 +223,7 @@ impl Fdb {
     pub fn set_limits(&mut self, limits: Limits) -> u64 {
         self.limits = limits;
         let mut changed = 0;
-        while self.index.len() > limits.size {
+        while self.len() > limits.size {
             match self.evict() {
                 0 => break,
                 bits => changed |= bits,
@@ -256,22 +234,23 @@ impl Fdb {
 
     /// All entries that are not too old, in no order.
     pub fn entries(&self, now: Instant) -> impl Iterator<Item = Entry> + '_ {
-        self.all().filter(move |(_, slot)| !self.is_old(slot, now)).map(move |(_, slot)| Entry {
-            station: slot.station,
-            port: slot.port,
-            age: if slot.origin == Origin::Static { Duration::ZERO } else { now.since(slot.seen) },
-            origin: slot.origin,
+        let slots = self.stations.iter().map(|(_, slot)| slot).filter(move |slot| !self.is_old(slot, now));
+        slots.map(move |slot| Entry {
+            station: slot.key,
+            place: slot.value,
+            age: if slot.group.is_none() { Duration::ZERO } else { now.since(slot.seen) },
+            origin: if slot.group.is_none() { Origin::Static } else { Origin::Learned },
         })
     }
 
     /// How many entries there are, old ones included.
     pub fn len(&self) -> usize {
-        self.index.len()
+        self.stations.len()
     }
 
     /// True without entries.
     pub fn is_empty(&self) -> bool {
-        self.index.is_empty()
+        self.len() == 0
     }
 
     /// What happened so far.
@@ -280,132 +259,38 @@ impl Fdb {
     }
 
     fn is_old(&self, slot: &Slot, now: Instant) -> bool {
-        slot.origin == Origin::Learned && now.since(slot.seen) > self.limits.age
+        slot.group.is_some() && now.since(slot.seen) > self.limits.age
     }
 
-    fn all(&self) -> impl Iterator<Item = (u32, &Slot)> + '_ {
-        self.index.iter().map(|&at| (at, &self.slots[at as usize]))
-    }
-
-    #[inline]
-    fn find(&self, station: Station) -> Option<u32> {
-        let hash = self.hasher.hash_one(station);
-        self.index.find(hash, |&at| self.slots[at as usize].station == station).copied()
-    }
-
-    fn insert(&mut self, station: Station, port: PortId, seen: Instant, origin: Origin) {
-        let slot = Slot { station, port, seen, origin, older: NONE, newer: NONE };
-        let at = match self.free.pop() {
-            Some(at) => {
-                self.slots[at as usize] = slot;
-                at
-            }
-            None => {
-                self.slots.push(slot);
-                self.slots.len() as u32 - 1
-            }
-        };
-        let (slots, hasher) = (&self.slots, &self.hasher);
-        let hash = |at: &u32| hasher.hash_one(slots[*at as usize].station);
-        self.index.insert_unique(hash(&at), at, hash);
-        self.link(at);
+    fn remove_where(&mut self, is_wrong: impl Fn(&Slot) -> bool) -> Flushed {
+        let wrong: Vec<u32> =
+            self.stations.iter().filter(|(_, slot)| is_wrong(slot)).map(|(at, _)| at).collect();
+        let count = wrong.len();
+        Flushed { count, changed: wrong.into_iter().fold(0, |bits, at| bits | self.remove_slot(at)) }
     }
 
     fn remove_slot(&mut self, at: u32) -> u64 {
-        let station = self.slots[at as usize].station;
-        self.unlink(at);
-        let hash = self.hasher.hash_one(station);
-        if let Ok(entry) = self.index.find_entry(hash, |&other| other == at) {
-            entry.remove();
-        }
-        self.free.push(at);
+        let station = self.stations.get(at).key;
+        self.stations.remove(at);
         Self::dependency(station)
     }
 
     fn make_room(&mut self) -> u64 {
-        if self.index.len() >= self.limits.size { self.evict() } else { 0 }
+        if self.len() >= self.limits.size { self.evict() } else { 0 }
     }
 
-    /// The port that holds most loses its oldest entry.
+    /// The port that holds most loses the oldest entry of its biggest segment.
     fn evict(&mut self) -> u64 {
-        let Some(&(_, port)) = self.holders.last() else { return 0 };
-        let Some(at) = self.oldest_of(port) else { return 0 };
+        let Some(at) = self.stations.largest().and_then(|share| self.stations.oldest(share)) else {
+            return 0;
+        };
         self.counters.evicted += 1;
         self.remove_slot(at)
     }
+}
 
-    fn oldest_of(&self, port: PortId) -> Option<u32> {
-        self.ports.get(&port).map(|list| list.oldest)
-    }
-
-    fn list(&self, port: PortId) -> List {
-        self.ports.get(&port).copied().unwrap_or(EMPTY)
-    }
-
-    /// Puts a slot at the young end of its port's list.
-    fn link(&mut self, at: u32) {
-        let Slot { port, origin, .. } = self.slots[at as usize];
-        if origin == Origin::Learned {
-            let list = self.append(self.list(port), at);
-            self.store(port, list);
-        }
-    }
-
-    fn unlink(&mut self, at: u32) {
-        let Slot { port, origin, .. } = self.slots[at as usize];
-        if origin == Origin::Learned {
-            let list = self.detach(self.list(port), at);
-            self.store(port, list);
-        }
-    }
-
-    /// Notes that a learned slot was seen. Its port holds as many as before.
-    fn touch(&mut self, at: u32, seen: Instant) {
-        let slot = &mut self.slots[at as usize];
-        slot.seen = seen;
-        let port = slot.port;
-        let list = self.detach(self.list(port), at);
-        let list = self.append(list, at);
-        self.ports.insert(port, list);
-    }
-
-    fn append(&mut self, list: List, at: u32) -> List {
-        self.slots[at as usize].older = list.newest;
-        self.slots[at as usize].newer = NONE;
-        let oldest = match list.newest {
-            NONE => at,
-            newest => {
-                self.slots[newest as usize].newer = at;
-                list.oldest
-            }
-        };
-        List { oldest, newest: at, len: list.len + 1 }
-    }
-
-    fn detach(&mut self, list: List, at: u32) -> List {
-        let Slot { older, newer, .. } = self.slots[at as usize];
-        let mut list = List { len: list.len - 1, ..list };
-        match older {
-            NONE => list.oldest = newer,
-            older => self.slots[older as usize].newer = newer,
-        }
-        match newer {
-            NONE => list.newest = older,
-            newer => self.slots[newer as usize].older = older,
-        }
-        list
-    }
-
-    fn store(&mut self, port: PortId, list: List) {
-        let old = match list.len {
-            0 => self.ports.remove(&port),
-            _ => self.ports.insert(port, list),
-        };
-        self.holders.remove(&(old.map_or(0, |l| l.len), port));
-        if list.len > 0 {
-            self.holders.insert((list.len, port));
-        }
-    }
+fn learned(station: Station, place: Place, seen: Instant) -> Slot {
+    Slot { key: station, value: place, group: Some((place.port(), station.segment)), seen }
 }
 
 #[cfg(test)]
@@ -414,12 +299,20 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::id::SegmentId;
 
     const LIMITS: Limits = Limits { size: 8, age: Duration::from_secs(300) };
 
     fn station(n: u64) -> Station {
         Station { segment: SegmentId((n % 3) as u32), mac: MacAddr::from_u64(0x0200_0000_0000 + n) }
+    }
+
+    fn port(n: u32) -> Place {
+        Place::Port(PortId(n))
+    }
+
+    /// Endpoint `n` behind tunnel port 5.
+    fn vtep(n: u8) -> Place {
+        Place::Vtep { tunnel: PortId(5), address: [192, 0, 2, n].into() }
     }
 
     fn at(seconds: u64) -> Instant {
@@ -429,9 +322,9 @@ mod tests {
     #[test]
     fn a_station_is_learned_refreshed_and_forgotten() {
         let mut fdb = Fdb::new(LIMITS);
-        assert_eq!(fdb.learn(station(1), PortId(1), at(0)), Fdb::dependency(station(1)));
-        assert_eq!(fdb.learn(station(1), PortId(1), at(200)), 0, "a refresh changes no decision");
-        assert_eq!(fdb.lookup(station(1), at(500)), Some(PortId(1)));
+        assert_eq!(fdb.learn(station(1), port(1), at(0)), Fdb::dependency(station(1)));
+        assert_eq!(fdb.learn(station(1), port(1), at(200)), 0, "a refresh changes no decision");
+        assert_eq!(fdb.lookup(station(1), at(500)), Some(port(1)));
         assert_eq!(fdb.lookup(station(1), at(501)), None, "too old, though not yet swept");
         assert_ne!(fdb.expire(at(501), 10), 0);
         assert!(fdb.is_empty());
@@ -440,55 +333,118 @@ mod tests {
     #[test]
     fn a_station_moves_and_an_old_one_counts_as_new() {
         let mut fdb = Fdb::new(LIMITS);
-        fdb.learn(station(1), PortId(1), at(0));
-        assert_ne!(fdb.learn(station(1), PortId(2), at(1)), 0);
-        assert_eq!((fdb.lookup(station(1), at(1)), fdb.counters().moved), (Some(PortId(2)), 1));
-        assert_ne!(fdb.learn(station(1), PortId(2), at(1000)), 0, "flows may have decided by its absence");
+        fdb.learn(station(1), port(1), at(0));
+        assert_ne!(fdb.learn(station(1), port(2), at(1)), 0);
+        assert_eq!((fdb.lookup(station(1), at(1)), fdb.counters().moved), (Some(port(2)), 1));
+        assert_ne!(fdb.learn(station(1), port(2), at(1000)), 0, "flows may have decided by its absence");
+    }
+
+    #[test]
+    fn a_station_moves_between_ports_and_vteps() {
+        let mut fdb = Fdb::new(LIMITS);
+        for place in [port(1), vtep(1), vtep(2), port(5), vtep(1)] {
+            assert_eq!(fdb.learn(station(1), place, at(0)), Fdb::dependency(station(1)), "{place:?}");
+            assert_eq!(fdb.learn(station(1), place, at(1)), 0, "{place:?}");
+            assert_eq!(fdb.lookup(station(1), at(1)), Some(place));
+        }
+        assert_eq!((fdb.len(), fdb.counters().moved), (1, 4));
+    }
+
+    #[test]
+    fn a_vtep_that_goes_takes_its_stations_and_a_tunnel_port_all_of_its_vteps() {
+        let mut fdb = Fdb::new(LIMITS);
+        fdb.set_static(&[(station(9), vtep(1))]);
+        for (n, place) in [(1, vtep(1)), (2, vtep(1)), (3, vtep(2)), (4, port(1))] {
+            fdb.learn(station(n), place, at(0));
+        }
+        let changed = Fdb::dependency(station(1)) | Fdb::dependency(station(2));
+        assert_eq!(fdb.flush_vtep([192, 0, 2, 1].into()), Flushed { count: 2, changed });
+        assert_eq!(fdb.flush_vtep([192, 0, 2, 1].into()), Flushed::default());
+        assert_eq!(fdb.flush(Some(PortId(5))).count, 1);
+        assert_eq!(
+            (fdb.lookup(station(4), at(0)), fdb.lookup(station(9), at(0))),
+            (Some(port(1)), Some(vtep(1)))
+        );
+    }
+
+    /// What takes quadratic time does not end.
+    #[test]
+    fn a_controller_may_know_every_station() {
+        let mut fdb = Fdb::new(Limits { size: 200_000, ..LIMITS });
+        let mut entries: Vec<_> = (0..100_000).map(|n| (station(n), vtep((n % 100) as u8))).collect();
+        fdb.set_static(&entries);
+        assert_eq!(fdb.set_static(&entries), 0, "nothing changed");
+        entries[77].1 = vtep(200);
+        assert_eq!(fdb.set_static(&entries), Fdb::dependency(station(77)));
+        entries.truncate(50_000);
+        entries.push((station(1), vtep(201)));
+        fdb.set_static(&entries);
+        assert_eq!((fdb.len(), fdb.lookup(station(1), at(0))), (50_000, Some(vtep(1))), "the first counts");
     }
 
     #[test]
     fn the_port_that_holds_most_loses_its_oldest_entry() {
         let mut fdb = Fdb::new(LIMITS);
-        fdb.learn(station(100), PortId(1), at(0));
+        fdb.learn(station(100), port(1), at(0));
         for n in 0..7 {
-            fdb.learn(station(n), PortId(2), at(n + 1));
+            fdb.learn(station(n), port(2), at(n + 1));
         }
         fdb.refresh(station(0), at(9));
-        fdb.learn(station(101), PortId(3), at(10));
-        assert_eq!(fdb.lookup(station(1), at(10)), None, "the oldest of port 2");
-        assert_eq!(fdb.lookup(station(100), at(10)), Some(PortId(1)), "older, but of a small holder");
+        fdb.learn(station(101), port(3), at(10));
+        assert_eq!(
+            fdb.lookup(station(3), at(10)),
+            None,
+            "the oldest of port 2, in the segment that has most there"
+        );
+        assert_eq!(fdb.lookup(station(100), at(10)), Some(port(1)), "older, but of a small holder");
         assert_eq!((fdb.len(), fdb.counters().evicted), (8, 1));
+    }
+
+    #[test]
+    fn beside_others_on_a_tunnel_port_a_tenant_pushes_out_its_own() {
+        let mut fdb = Fdb::new(LIMITS);
+        let tenant = |segment, n| Station { segment: SegmentId(segment), mac: station(n).mac };
+        fdb.learn(tenant(1, 0), port(1), at(0));
+        fdb.learn(tenant(1, 1), vtep(1), at(0));
+        fdb.learn(tenant(2, 1), vtep(1), at(0));
+        (10..40).for_each(|n| _ = fdb.learn(tenant(3, n), vtep(n as u8 % 2), at(n)));
+        let known = |station| fdb.lookup(station, at(40)).is_some();
+        assert!(known(tenant(1, 0)) && known(tenant(1, 1)) && known(tenant(2, 1)));
+        assert_eq!((fdb.len(), fdb.counters().evicted), (8, 25));
+        // Who has many segments is not spared for having little in each.
+        (50..60).for_each(|n| _ = fdb.learn(tenant(n, 1), vtep(1), at(n.into())));
+        assert_eq!(fdb.lookup(tenant(1, 0), at(60)), Some(port(1)));
     }
 
     #[test]
     fn static_entries_neither_age_nor_move_nor_make_room() {
         let mut fdb = Fdb::new(LIMITS);
-        fdb.learn(station(1), PortId(1), at(0));
-        assert_ne!(fdb.set_static(&[(station(1), PortId(9)), (station(2), PortId(9))]), 0);
-        assert_eq!(fdb.learn(station(1), PortId(1), at(1)), 0);
-        assert_eq!((fdb.lookup(station(1), at(9999)), fdb.counters().static_moves), (Some(PortId(9)), 1));
+        fdb.learn(station(1), port(1), at(0));
+        assert_ne!(fdb.set_static(&[(station(1), port(9)), (station(2), port(9))]), 0);
+        assert_eq!(fdb.learn(station(1), port(1), at(1)), 0);
+        assert_eq!((fdb.lookup(station(1), at(9999)), fdb.counters().static_moves), (Some(port(9)), 1));
         for n in 10..30 {
-            fdb.learn(station(n), PortId(2), at(2));
+            fdb.learn(station(n), port(2), at(2));
         }
         assert_eq!(fdb.flush(None).count, 6);
         assert_eq!(fdb.len(), 2);
-        assert_ne!(fdb.set_static(&[(station(2), PortId(9))]), 0);
+        assert_ne!(fdb.set_static(&[(station(2), port(9))]), 0);
         assert_eq!(fdb.lookup(station(1), at(3)), None);
     }
 
     #[test]
     fn a_table_full_of_static_entries_learns_nothing() {
         let mut fdb = Fdb::new(LIMITS);
-        let entries: Vec<_> = (0..8).map(|n| (station(n), PortId(1))).collect();
+        let entries: Vec<_> = (0..8).map(|n| (station(n), port(1))).collect();
         fdb.set_static(&entries);
-        assert_eq!((fdb.learn(station(9), PortId(2), at(0)), fdb.len()), (0, 8));
+        assert_eq!((fdb.learn(station(9), port(2), at(0)), fdb.len()), (0, 8));
     }
 
     #[test]
     fn limits_shrink_a_table_at_once() {
         let mut fdb = Fdb::new(LIMITS);
         for n in 0..8 {
-            fdb.learn(station(n), PortId(n as u32 % 2), at(n));
+            fdb.learn(station(n), port(n as u32 % 2), at(n));
         }
         assert_ne!(fdb.set_limits(Limits { size: 3, ..LIMITS }), 0);
         assert_eq!(fdb.len(), 3);
@@ -497,24 +453,27 @@ mod tests {
     proptest! {
         /// Against a plain list: what is known, where, and that a change never goes unreported.
         #[test]
-        fn the_table_is_a_bounded_map(steps in proptest::collection::vec((0u64..20, 0u32..4, 0u64..200), 1..200)) {
+        fn the_table_is_a_bounded_map(steps in proptest::collection::vec((0u64..20, 0usize..6, 0u64..200), 1..200)) {
+            let places = [port(0), port(1), vtep(1), vtep(2)];
             let mut fdb = Fdb::new(LIMITS);
             let mut now = at(0);
-            for (n, port, wait) in steps {
+            for (n, by, wait) in steps {
                 now = now + Duration::from_secs(wait);
                 let before: Vec<_> = (0..20).map(|i| fdb.lookup(station(i), now)).collect();
-                let changed = match port {
-                    3 => fdb.expire(now, 2) | fdb.flush(Some(PortId(n as u32 % 3))).changed,
-                    _ => fdb.learn(station(n), PortId(port), now),
+                let changed = match by {
+                    4 => fdb.expire(now, 2) | fdb.flush(Some(PortId(n as u32 % 6))).changed,
+                    5 => fdb.flush_vtep([192, 0, 2, 1].into()).changed,
+                    _ => fdb.learn(station(n), places[by], now),
                 };
                 for (i, was) in (0..20).zip(before) {
                     let is = fdb.lookup(station(i), now);
                     prop_assert!(is == was || changed & Fdb::dependency(station(i)) != 0);
                 }
-                prop_assert!(port == 3 || fdb.lookup(station(n), now) == Some(PortId(port)));
+                prop_assert!(by >= 4 || fdb.lookup(station(n), now) == Some(places[by]));
+                prop_assert!(by != 5 || fdb.entries(now).all(|e| e.place != vtep(1)));
                 prop_assert!(fdb.len() <= LIMITS.size);
-                let held: usize = fdb.ports.values().map(|l| l.len).sum();
-                prop_assert_eq!((held, fdb.holders.len()), (fdb.len(), fdb.ports.len()));
+                let held: usize = fdb.stations.groups().map(|share| fdb.stations.held(share)).sum();
+                prop_assert_eq!(held, fdb.len());
                 prop_assert_eq!(fdb.entries(Instant::ZERO).count(), fdb.len());
             }
         }

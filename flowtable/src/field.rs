@@ -6,6 +6,7 @@
 //! and IPv4 ones, ICMP type and ports. What plain switching looks at is in words 0 to 2.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::BitOr;
 
 use encap::field::{EtherType, IpProto, MacAddr, VlanId};
 use encap::offsets::Fragment;
@@ -458,7 +459,37 @@ impl TcpFlags {
 pub struct TunnelFlags(u8);
 
 impl TunnelFlags {
+    /// No flag.
+    pub const NONE: TunnelFlags = TunnelFlags(0);
+
+    /// Not to be fragmented (IPv4).
+    pub const DF: TunnelFlags = TunnelFlags(1);
+
+    /// The outer UDP or GRE header had a checksum.
+    pub const CSUM: TunnelFlags = TunnelFlags(2);
+
+    /// There was a key, be it 0: VNIs always are, GRE can do without (RFC 2890).
+    pub const KEY: TunnelFlags = TunnelFlags(4);
+
+    /// A control message (Geneve).
+    pub const OAM: TunnelFlags = TunnelFlags(8);
+
     const NAMES: &'static [&'static str] = &["df", "csum", "key", "oam"];
+
+    /// Are all flags of `other` set?
+    #[inline]
+    pub const fn contains(self, other: TunnelFlags) -> bool {
+        self.0 & other.0 == other.0
+    }
+}
+
+impl BitOr for TunnelFlags {
+    type Output = TunnelFlags;
+
+    #[inline]
+    fn bitor(self, other: TunnelFlags) -> TunnelFlags {
+        TunnelFlags(self.0 | other.0)
+    }
 }
 
 #[cfg(test)]

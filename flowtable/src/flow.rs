@@ -1,10 +1,11 @@
 //! A flow: key under mask, what to do, what to remember, how much it was used, and how current it is.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::action::{Action, Effect};
 use crate::id::PortId;
-use crate::key::FlowKey;
+use crate::key::{FlowKey, WORDS};
 use crate::mask::Mask;
 use crate::time::Instant;
 
@@ -12,8 +13,8 @@ use crate::time::Instant;
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[repr(C)]
 pub struct Decision {
-    /// What happens to a frame; at least one.
-    pub actions: Box<[Action]>,
+    /// What happens to a frame; at least one. Flows may share a list.
+    pub actions: Arc<[Action]>,
     /// The bits that were looked at.
     pub mask: Mask,
     /// What is remembered because of it.
@@ -21,6 +22,8 @@ pub struct Decision {
     /// Which learned entries were looked up, as a 64-bit Bloom filter of [`dependency`] bits: a change of
     /// any of them asks for this flow to be translated again.
     pub depends: u64,
+    /// The port the frame came in by: that of its key, or the tunnel port which its outer headers name.
+    pub in_port: PortId,
     /// May the decision be cached? Not when every frame of the flow must be read (IGMP, MLD).
     pub cacheable: bool,
 }
@@ -30,6 +33,12 @@ pub struct Decision {
 pub const fn dependency(hash: u64) -> u64 {
     1 << (hash.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 58)
 }
+
+/// The most words of a key that are compared one by one: all of them at once, in vector registers, cost as much as five
+/// (bench `forward`, `vxlan-decap`).
+const FEW: u32 = 5;
+/// Stands for more than those.
+const MANY: u32 = u32::MAX;
 
 /// The generation of a flow that was removed: no published generation has this number.
 pub const DEAD: u64 = 0;
@@ -82,7 +91,7 @@ pub struct Flow {
     stats: Box<[FlowStats]>,
     /// Where its frames come in: the port whose budget pays for it.
     pub in_port: PortId,
-    /// Which words of the mask are not zero.
+    /// Which words of the mask are not zero; [`MANY`] if those are many.
     words: u32,
     /// The key, already masked.
     pub key: FlowKey,
@@ -98,7 +107,8 @@ impl Flow {
     pub fn new(key: &FlowKey, in_port: PortId, decision: Decision, birth: Birth) -> Self {
         let stats = (0..birth.pollers).map(|_| FlowStats::default()).collect();
         let key = key.masked(&decision.mask);
-        let words = decision.mask.nonzero().fold(0, |words, (i, _)| words | 1 << i);
+        let words = decision.mask.nonzero().fold(0, |words: u32, (i, _)| words | 1 << i);
+        let words = if words.count_ones() > FEW { MANY } else { words };
         Flow {
             key,
             decision,
@@ -111,11 +121,14 @@ impl Flow {
     }
 
     /// Is this the flow of a frame with this key: do they agree in what the decision looked at? Cost: the words
-    /// of the mask that are not zero.
+    /// of the mask that are not zero, or if those are many, all.
     #[inline]
     pub fn matches(&self, key: &FlowKey) -> bool {
         let (key, mask, own) = (key.words(), self.decision.mask.words(), self.key.words());
         let mut words = self.words;
+        if words == MANY {
+            return (0..WORDS).fold(0, |difference, i| difference | (key[i] & mask[i] ^ own[i])) == 0;
+        }
         while words != 0 {
             let i = words.trailing_zeros() as usize;
             if key[i] & mask[i] != own[i] {

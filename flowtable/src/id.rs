@@ -1,6 +1,7 @@
 //! Small identifiers: dense numbers the control plane hands out, never seen on a wire.
 
 use std::fmt;
+use std::net::IpAddr;
 
 use encap::field::{MacAddr, VlanId};
 
@@ -36,9 +37,21 @@ impl BridgeId {
     }
 }
 
-/// A tenant's layer-2 domain inside one bridge. Segment n below 4096 is VLAN n.
+/// A tenant's layer-2 domain inside one bridge. Segment n below [`SegmentId::VLANS`] is VLAN n; those above have no
+/// local VLAN.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct SegmentId(pub u32);
+
+impl SegmentId {
+    /// How many segments are VLANs.
+    pub const VLANS: u32 = 4096;
+
+    /// The local VLAN; `None` for a segment without one.
+    #[inline]
+    pub fn vlan(self) -> Option<VlanId> {
+        (self.0 < Self::VLANS).then(|| VlanId::from_tci(self.0 as u16))
+    }
+}
 
 impl From<VlanId> for SegmentId {
     fn from(vlan: VlanId) -> Self {
@@ -59,4 +72,34 @@ pub struct Station {
     pub segment: SegmentId,
     /// The address.
     pub mac: MacAddr,
+}
+
+/// Where a station lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Place {
+    /// Behind a port.
+    Port(PortId),
+    /// Behind another tunnel endpoint.
+    Vtep {
+        /// The tunnel port that leads there.
+        tunnel: PortId,
+        /// The endpoint's address in the underlay.
+        address: IpAddr,
+    },
+}
+
+impl Place {
+    /// The port that leads there.
+    #[inline]
+    pub const fn port(self) -> PortId {
+        match self {
+            Place::Port(port) | Place::Vtep { tunnel: port, .. } => port,
+        }
+    }
+}
+
+impl From<PortId> for Place {
+    fn from(port: PortId) -> Self {
+        Place::Port(port)
+    }
 }

@@ -49,6 +49,40 @@ impl FlowKey {
         finish(nonzero.into_iter().fold(0, |sum, (i, mask)| add(sum, self.0[i] & mask, MULTIPLIERS[i])))
     }
 
+    /// A hash of what tells connections apart: the entropy of an outer UDP source port (RFC 7348 section 5, RFC 6335).
+    ///
+    /// Of IP that is addresses and protocol, and the ports of TCP, UDP and SCTP; of anything else MAC addresses and
+    /// EtherType. No fragment has ports or a protocol, so that all those of a datagram take the same path (later ones of
+    /// IPv6 do not say what they carry). Every bit is well mixed; not keyed, see [`FlowKey::hash`].
+    #[inline]
+    pub fn flow_hash(&self) -> u32 {
+        let [_, dst_and_type, src_and_proto, ipv4, l4, ..] = self.0;
+        let transport = match (src_and_proto & 3, src_and_proto >> 8 & 0xff) {
+            (0, proto) if L4_WITH_PORTS.contains(&proto) => l4 & !0xffff_ffff | proto,
+            (0, proto) => proto,
+            _ => 0,
+        };
+        let sum = match EtherType::from_bits(dst_and_type.into()) {
+            EtherType::IPV4 => sum([(3, ipv4), (4, transport)]),
+            EtherType::IPV6 => {
+                sum([(7, self.0[7]), (8, self.0[8]), (9, self.0[9]), (10, self.0[10]), (4, transport)])
+            }
+            _ => sum([(1, dst_and_type), (2, src_and_proto >> 16)]),
+        };
+        (finish(sum) >> 32) as u32
+    }
+
+    /// Writes what the outer headers said into the tunnel fields.
+    #[inline]
+    pub fn set_tunnel(&mut self, outer: &TunnelFields) {
+        let flags = if outer.id.is_some() { outer.flags | TunnelFlags::KEY } else { outer.flags };
+        let octets = u64::from(outer.tos) << 56 | u64::from(outer.ttl) << 48 | (flags.to_bits() as u64) << 40;
+        self.0[6] = self.0[6] & 0xff_ffff_ffff | octets;
+        self.0[15] = outer.id.map_or(0, u64::from);
+        let (src, dst) = (outer.src.to_bits(), outer.dst.to_bits());
+        self.0[16..].copy_from_slice(&[(src >> 64) as u64, src as u64, (dst >> 64) as u64, dst as u64]);
+    }
+
     /// The key with one field changed; the caller keeps it canonical.
     ///
     /// # Panics
@@ -73,6 +107,26 @@ impl FlowKey {
     fn value<T: Value>(&self, field: Field) -> T {
         T::from_bits(if field.exists_in(self) { field.get(&self.0) } else { 0 })
     }
+}
+
+/// The protocols whose headers begin with two ports.
+const L4_WITH_PORTS: [u64; 3] = [IpProto::TCP.0 as u64, IpProto::UDP.0 as u64, IpProto::SCTP.0 as u64];
+
+/// What the outer headers of a frame say that came out of a tunnel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct TunnelFields {
+    /// VNI or GRE key; `None` for GRE without a key. Becomes [`TunnelFlags::KEY`] and `tun_id`.
+    pub id: Option<u32>,
+    /// The endpoint that sent the frame.
+    pub src: IpAddr,
+    /// The endpoint that it was sent to.
+    pub dst: IpAddr,
+    /// DSCP and ECN.
+    pub tos: u8,
+    /// Time to live.
+    pub ttl: u8,
+    /// The other flags.
+    pub flags: TunnelFlags,
 }
 
 macro_rules! define_getters {
@@ -109,6 +163,12 @@ fn add(sum: u128, word: u64, multiplier: u64) -> u128 {
     sum.wrapping_add(u128::from(word) * u128::from(multiplier))
 }
 
+/// The sum of some words of a key, given with their indexes.
+#[inline(always)]
+fn sum<const N: usize>(words: [(usize, u64); N]) -> u128 {
+    words.into_iter().fold(0, |sum, (i, word)| add(sum, word, MULTIPLIERS[i]))
+}
+
 /// Folds the sum and spreads it over all bits (the finalizer of MurmurHash3).
 #[inline]
 fn finish(sum: u128) -> u64 {
@@ -121,6 +181,7 @@ fn finish(sum: u128) -> u64 {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use proptest::{collection, sample};
 
     use super::*;
 
@@ -163,6 +224,133 @@ mod tests {
         hashes.sort_unstable();
         hashes.dedup();
         assert_eq!(hashes.len(), 1 << 16);
+    }
+
+    #[test]
+    fn connections_spread_over_all_paths() {
+        let base =
+            FlowKey::default().with(Field::EthType, EtherType::IPV4).with(Field::IpProto, IpProto::TCP);
+        let ports = |n: u32| base.with(Field::L4Src, L4Port(n as u16));
+        let hosts = |n: u32| base.with(Field::Ipv4Src, Ipv4Addr::from_bits(0x0a00_0000 + n));
+        let macs = |n: u32| FlowKey::default().with(Field::EthSrc, MacAddr::from_u64(n.into()));
+        let v6 = base.with(Field::EthType, EtherType::IPV6);
+        let hosts6 = |n: u32| v6.with(Field::Ipv6Dst, Ipv6Addr::from_bits(0xfe80 << 112 | u128::from(n)));
+        let spread: [&dyn Fn(u32) -> FlowKey; 4] = [&ports, &hosts, &macs, &hosts6];
+        for (case, key) in spread.into_iter().enumerate() {
+            let (mut high, mut low) = (vec![0u32; 1 << 10], vec![0u32; 1 << 10]);
+            for n in 0..1 << 16 {
+                let hash = key(n).flow_hash();
+                high[(hash >> 22) as usize] += 1;
+                low[(hash & 0x3ff) as usize] += 1;
+            }
+            for paths in [high, low] {
+                assert!(
+                    paths.iter().all(|n| (20..=120).contains(n)),
+                    "case {case}, about 64 each: {paths:?}"
+                );
+            }
+        }
+    }
+
+    /// A key with the fields that `canonical` keys with this type and protocol have, from these bits.
+    fn filled(ether_type: EtherType, proto: IpProto, bits: &[u128]) -> FlowKey {
+        let mut key = FlowKey::default().with(Field::EthType, ether_type);
+        if Field::IpProto.exists_in(&key) {
+            key = key.with(Field::IpProto, proto);
+        }
+        for (field, bits) in Field::ALL.iter().zip(bits) {
+            if field.exists_in(&key) && !matches!(field, Field::EthType | Field::IpProto | Field::IpFrag) {
+                field.or(&mut key.0, *bits);
+            }
+        }
+        key
+    }
+
+    /// What tells connections apart. All other fields do not count.
+    fn identity(key: &FlowKey) -> Vec<Field> {
+        match key.eth_type() {
+            EtherType::IPV4 => vec![Field::Ipv4Src, Field::Ipv4Dst],
+            EtherType::IPV6 => vec![Field::Ipv6Src, Field::Ipv6Dst],
+            _ => return vec![Field::EthSrc, Field::EthDst, Field::EthType],
+        }
+        .into_iter()
+        .chain(
+            (key.ip_frag() == Fragment::No)
+                .then_some([Field::IpProto, Field::L4Src, Field::L4Dst])
+                .into_iter()
+                .flatten(),
+        )
+        .collect()
+    }
+
+    proptest! {
+        #[test]
+        fn the_flow_hash_is_of_what_tells_connections_apart(
+            ether_type in sample::select(vec![EtherType::IPV4, EtherType::IPV6, EtherType::ARP, EtherType::MPLS]),
+            proto in sample::select(vec![IpProto::TCP, IpProto::UDP, IpProto::SCTP, IpProto::ICMP, IpProto::ICMPV6]),
+            fragment in sample::select(vec![Fragment::No, Fragment::First, Fragment::Later]),
+            bits in collection::vec(any::<u128>(), Field::ALL.len()),
+            others in collection::vec(any::<u128>(), Field::ALL.len()),
+        ) {
+            let with_fragment = |key: FlowKey| match Field::IpFrag.exists_in(&key) {
+                true => key.with(Field::IpFrag, fragment),
+                false => key,
+            };
+            let key = with_fragment(filled(ether_type, proto, &bits));
+            let mut other = with_fragment(filled(ether_type, proto, &others));
+            let counted: Vec<Field> = identity(&key).into_iter().filter(|f| f.exists_in(&key)).collect();
+            for field in &counted {
+                let mut changed = key;
+                field.clear(&mut changed.0);
+                field.or(&mut changed.0, field.get(&key.0) ^ 1);
+                prop_assert!(*field == Field::EthType || *field == Field::IpProto || changed.flow_hash() != key.flow_hash(), "{:?}", field);
+                field.clear(&mut other.0);
+                field.or(&mut other.0, field.get(&key.0));
+            }
+            prop_assert_eq!(key.flow_hash(), other.flow_hash());
+        }
+    }
+
+    #[test]
+    fn fragments_of_a_datagram_have_one_hash() {
+        let ip = FlowKey::default()
+            .with(Field::EthType, EtherType::IPV6)
+            .with(Field::Ipv6Src, Ipv6Addr::LOCALHOST);
+        let first = ip.with(Field::IpProto, IpProto::UDP).with(Field::IpFrag, Fragment::First);
+        let first = first.with(Field::L4Dst, L4Port(53));
+        let later = ip.with(Field::IpProto, IpProto(44)).with(Field::IpFrag, Fragment::Later);
+        assert_eq!(first.flow_hash(), later.flow_hash());
+        let udp = |key: FlowKey| key.with(Field::IpProto, IpProto::UDP).flow_hash();
+        assert_ne!(udp(ip), ip.with(Field::IpProto, IpProto::TCP).flow_hash());
+    }
+
+    #[test]
+    fn a_tunnel_is_written_into_its_fields_only() {
+        let before = filled(EtherType::MPLS, IpProto::default(), &[u128::MAX; Field::ALL.len()]);
+        let mut outer = TunnelFields {
+            id: Some(0),
+            src: "2001:db8::1".parse().unwrap(),
+            dst: [192, 0, 2, 1].into(),
+            tos: 0xb9,
+            ttl: 63,
+            flags: TunnelFlags::DF,
+        };
+        let mut key = before;
+        key.set_tunnel(&outer);
+        let expected = before
+            .with(Field::TunId, 0u64)
+            .with(Field::TunSrc, outer.src)
+            .with(Field::TunDst, outer.dst)
+            .with(Field::TunTos, outer.tos)
+            .with(Field::TunTtl, outer.ttl)
+            .with(Field::TunFlags, TunnelFlags::DF | TunnelFlags::KEY);
+        assert_eq!(key, expected);
+        outer.id = None;
+        key.set_tunnel(&outer);
+        assert_eq!(key, expected.with(Field::TunFlags, TunnelFlags::DF), "no key is not key 0");
+        outer.id = Some(u32::MAX);
+        key.set_tunnel(&outer);
+        assert_eq!(key.tun_id(), u32::MAX.into());
     }
 
     #[test]

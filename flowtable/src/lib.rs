@@ -1,6 +1,7 @@
 //! Flows: keys, masks, caches, learned state. No I/O, no clock: time is an argument.
 
 pub mod action;
+mod aged;
 pub mod epoch;
 pub mod exact;
 pub mod extract;
@@ -8,7 +9,9 @@ pub mod fdb;
 pub mod field;
 pub mod flow;
 pub mod id;
+pub mod intern;
 pub mod key;
+pub mod lpm;
 pub mod mask;
 pub mod mcast;
 pub mod megaflow;
@@ -16,3 +19,4 @@ pub mod places;
 mod sync;
 pub mod text;
 pub mod time;
+pub mod vteps;

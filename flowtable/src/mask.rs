@@ -113,6 +113,27 @@ impl<'k> Probe<'k> {
         Some(VlanTag { tpid: self.value(Field::TPID[i]), tci })
     }
 
+    /// Did the frame come out of a tunnel? One bit if so: the highest that the endpoint's address has, which is the same
+    /// for all of IPv4. All of the address if not.
+    #[inline]
+    pub fn is_decapped(&mut self) -> bool {
+        let dst = Field::TunDst.get(self.key.words());
+        self.look(Field::TunDst, dst.checked_ilog2().map_or(u128::MAX, |bit| 1 << bit)) != 0
+    }
+
+    /// The VNI or key of the tunnel. `None` without one, which is not 0: one bit, else 65.
+    #[inline]
+    pub fn tun_key(&mut self) -> Option<u32> {
+        let has_key = self.look(Field::TunFlags, TunnelFlags::KEY.to_bits()) != 0;
+        has_key.then(|| self.tun_id()).and_then(|id| id.try_into().ok())
+    }
+
+    /// The outer congestion notification of the tunnel, 0 to 3. Two bits.
+    #[inline]
+    pub fn tun_ecn(&mut self) -> u8 {
+        self.look(Field::TunTos, 3) as u8
+    }
+
     /// Is the destination a group address? One bit.
     #[inline]
     pub fn eth_dst_is_multicast(&mut self) -> bool {
@@ -172,6 +193,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::key::TunnelFields;
 
     fn mask() -> impl Strategy<Value = Mask> {
         proptest::array::uniform20(prop_oneof![Just(0), any::<u64>()]).prop_map(Mask)
@@ -253,5 +275,38 @@ mod tests {
         );
         let tag = VlanTag { tpid: EtherType::VLAN, tci: 0xa00a };
         assert_eq!(looked_at(|p| assert_eq!(p.vlan_tag(0), Some(tag))).bits(), 32);
+    }
+
+    /// A frame that came out of a tunnel.
+    fn decapped(id: Option<u32>, dst: IpAddr) -> FlowKey {
+        let mut key = udp();
+        let flags = TunnelFlags::NONE;
+        key.set_tunnel(&TunnelFields { id, src: [192, 0, 2, 9].into(), dst, tos: 0xb9, ttl: 64, flags });
+        key
+    }
+
+    #[test]
+    fn narrow_looks_at_a_tunnel_set_few_bits() {
+        let bits = |key: &FlowKey, look: &dyn Fn(&mut Probe<'_>)| {
+            let mut probe = Probe::new(key);
+            look(&mut probe);
+            probe.mask().bits()
+        };
+        let (v4, v6) = (IpAddr::from([192, 0, 2, 1]), "2001:db8::1".parse().unwrap());
+        assert_eq!(bits(&decapped(Some(0), v6), &|p| assert!(p.is_decapped())), 1);
+        assert_eq!(bits(&udp(), &|p| assert!(!p.is_decapped())), 128);
+        assert_eq!(bits(&decapped(Some(0), v4), &|p| assert_eq!(p.tun_key(), Some(0))), 65);
+        assert_eq!(bits(&decapped(None, v4), &|p| assert_eq!(p.tun_key(), None)), 1);
+        assert_eq!(bits(&decapped(None, v4), &|p| assert_eq!(p.tun_ecn(), 1)), 2);
+        let mask = |key: &FlowKey| {
+            let mut probe = Probe::new(key);
+            probe.is_decapped();
+            *probe.mask()
+        };
+        assert_eq!(
+            mask(&decapped(None, v4)),
+            mask(&decapped(None, [10, 0, 0, 1].into())),
+            "one mask for IPv4"
+        );
     }
 }

@@ -8,6 +8,7 @@
 //! [`dump`] writes a flow as `ovs-appctl dpctl/dump-flows` does, which is another language with the same words.
 
 mod odp;
+mod outer;
 mod parse;
 mod print;
 mod value;

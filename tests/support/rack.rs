@@ -1,8 +1,9 @@
 //! A switch in memory, in virtual time: bridges and ports by name, frames in and out by port, pollers turned
 //! by hand.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +16,9 @@ use dataplane::port::Port;
 use dataplane::port::memory::{Delivered, MemoryPort, Peer, pair};
 use dataplane::stats::{Ledger, PortStats};
 use dataplane::switch::{Switch, SwitchConfig};
+use dataplane::underlay::{Endpoint, Underlay};
+use encap::field::MacAddr;
+use encap::offload::Offload;
 use flowtable::action::DropReason;
 use flowtable::flow::Flow;
 use flowtable::id::{BridgeId, PortId};
@@ -27,9 +31,9 @@ pub const CABLE: usize = 512;
 const POOL: PoolConfig = PoolConfig { small: 8192, big: 64, memory: Memory::Plain };
 /// How often a frame that must always fare the same is sent: it misses, hits the flow table, and hits the
 /// exact-match cache.
-const TIMES: usize = 3;
+pub const TIMES: usize = 3;
 /// The longest the clock jumps: how often the switch's housekeeping wants a turn.
-const STEP: Duration = Duration::from_millis(500);
+pub const STEP: Duration = Duration::from_millis(500);
 
 /// What came out, by port name; ports without a frame are left out.
 pub type Out = BTreeMap<String, Vec<Vec<u8>>>;
@@ -45,12 +49,15 @@ pub struct Rack {
     model: Model,
     pool: Arc<FramePool>,
     cables: BTreeMap<String, Peer>,
+    /// Who is on the wires behind endpoints, by the names of their ports.
+    neighbours: BTreeMap<(String, IpAddr), MacAddr>,
+    path_mtus: HashMap<IpAddr, u16>,
     /// All that came out so far.
     log: BTreeMap<String, Vec<Delivered>>,
 }
 
 /// What a scenario must leave behind whether decisions are remembered or not.
-struct Outcome {
+pub struct Outcome {
     delivered: BTreeMap<String, Vec<Delivered>>,
     counters: BTreeMap<String, PortStats>,
 }
@@ -65,13 +72,21 @@ pub fn both_ways(config: &str, scenario: impl Fn(&mut Rack)) {
         rack.audit();
         rack.outcome()
     });
-    for port in on.delivered.keys().chain(off.delivered.keys()) {
-        let [on, off] = [&on, &off].map(|outcome| outcome.delivered.get(port).map_or(&[][..], |all| all));
-        let same = on.iter().zip(off).take_while(|(on, off)| on == off).count();
-        let [on, off] = [on, off].map(|all| all.get(same).map(|d| (hex(&d.bytes), d.offload)));
-        assert_eq!(on, off, "frame {same} out of {port}, caches on and off");
+    on.assert_same(&off);
+}
+
+impl Outcome {
+    /// The same, to the last byte and the last count?
+    #[track_caller]
+    pub fn assert_same(&self, off: &Outcome) {
+        for port in self.delivered.keys().chain(off.delivered.keys()) {
+            let [on, off] = [self, off].map(|outcome| outcome.delivered.get(port).map_or(&[][..], |all| all));
+            let same = on.iter().zip(off).take_while(|(on, off)| on == off).count();
+            let [on, off] = [on, off].map(|all| all.get(same).map(|d| (hex(&d.bytes), d.offload)));
+            assert_eq!(on, off, "frame {same} out of {port}, caches on and off");
+        }
+        assert_eq!(self.counters, off.counters, "caches on and off");
     }
-    assert_eq!(on.counters, off.counters, "caches on and off");
 }
 
 impl Rack {
@@ -85,11 +100,43 @@ impl Rack {
         let pool = FramePool::new(POOL).unwrap();
         let (switch, pollers) = Switch::assemble(settings, Arc::clone(&pool)).unwrap();
         let model = Model::new(parse(config)).unwrap();
-        let (cables, log) = (BTreeMap::new(), BTreeMap::new());
-        let mut rack = Rack { switch, pollers, now: Instant::ZERO, model, pool, cables, log };
+        let mut rack = Rack {
+            switch,
+            pollers,
+            now: Instant::ZERO,
+            model,
+            pool,
+            cables: BTreeMap::new(),
+            neighbours: BTreeMap::new(),
+            path_mtus: HashMap::new(),
+            log: BTreeMap::new(),
+        };
         let compiled = compile(&rack.model);
         rack.publish(compiled);
         rack
+    }
+
+    /// Tells who has an address on the wire behind an endpoint, as control does once it found out.
+    pub fn neighbour(&mut self, endpoint: &str, address: IpAddr, mac: MacAddr) {
+        self.neighbours.insert((endpoint.to_owned(), address), mac);
+        self.publish(compile(&self.model));
+    }
+
+    /// Tells the longest packet, in bytes, that the path to an address carries.
+    pub fn path_mtu(&mut self, address: IpAddr, mtu: u16) {
+        self.path_mtus.insert(address, mtu);
+        self.publish(compile(&self.model));
+    }
+
+    /// Addresses of ours in the underlay, with the port that has them and its MAC address.
+    pub fn endpoints(&self) -> Vec<(String, IpAddr, MacAddr)> {
+        let name = |id| self.model.ports().find(|port| port.id == id).map(|port| port.config.name.clone());
+        let mut all = Vec::new();
+        for (id, endpoint) in compile(&self.model).endpoints {
+            let name = name(id).expect("a port of the model");
+            all.extend(endpoint.addresses.iter().map(|cidr| (name.clone(), cidr.address, endpoint.mac)));
+        }
+        all
     }
 
     /// Applies another configuration, as `sluice apply` does.
@@ -102,7 +149,20 @@ impl Rack {
         self.settle();
     }
 
-    fn publish(&mut self, compiled: Compiled) {
+    /// What `control::host` keeps: here every neighbour is known, or none.
+    fn underlay(&self, compiled: &Compiled) -> Underlay {
+        let known = |((port, address), mac): (&(String, IpAddr), &MacAddr)| {
+            Some(((self.model.port(port)?.id, *address), *mac))
+        };
+        Underlay {
+            neighbours: self.neighbours.iter().filter_map(known).collect(),
+            path_mtus: self.path_mtus.clone(),
+            ..underlay(compiled)
+        }
+    }
+
+    fn publish(&mut self, mut compiled: Compiled) {
+        compiled.tables.underlay = Arc::new(self.underlay(&compiled));
         let names: BTreeMap<_, _> =
             compiled.attachments.iter().map(|(id, a)| (a.name.clone(), *id)).collect();
         self.switch.publish(compiled.tables);
@@ -185,6 +245,19 @@ impl Rack {
         self.drain().into_iter().map(|(port, frames)| (port, bytes(frames))).collect()
     }
 
+    /// Sends one frame on which something is left to do; what came out.
+    #[track_caller]
+    pub fn send_offload(
+        &mut self,
+        port: &str,
+        frame: &[u8],
+        work: Offload,
+    ) -> BTreeMap<String, Vec<Delivered>> {
+        assert!(self.cable(port).inject_offload(frame, work), "{port} is full");
+        self.settle();
+        self.drain()
+    }
+
     /// Sends a frame into a port, [`TIMES`] times, one after the other: exactly these must come out each time.
     #[track_caller]
     pub fn expect(&mut self, from: &str, frame: &[u8], out: &[(&str, &[u8])]) {
@@ -222,12 +295,23 @@ impl Rack {
 
     /// What came out since the last look, by port name; ports without a frame are left out.
     pub fn drain(&mut self) -> BTreeMap<String, Vec<Delivered>> {
-        let all = self.cables.iter_mut().map(|(name, peer)| (name.clone(), peer.drain()));
-        let new: BTreeMap<_, _> = all.filter(|(_, frames)| !frames.is_empty()).collect();
-        for (name, frames) in &new {
-            self.log.entry(name.clone()).or_default().extend_from_slice(frames);
+        let names: Vec<String> = self.cables.keys().cloned().collect();
+        let new = names.into_iter().map(|name| (name.clone(), self.drain_port(&name)));
+        new.filter(|(_, frames)| !frames.is_empty()).collect()
+    }
+
+    /// What came out of one port since the last look.
+    pub fn drain_port(&mut self, port: &str) -> Vec<Delivered> {
+        let frames = self.cable(port).drain();
+        if !frames.is_empty() {
+            self.log.entry(port.to_owned()).or_default().extend_from_slice(&frames);
         }
-        new
+        frames
+    }
+
+    /// Is there such a port, with a cable?
+    pub fn has_cable(&self, port: &str) -> bool {
+        self.cables.contains_key(port)
     }
 
     /// The counters of a port.
@@ -263,7 +347,7 @@ impl Rack {
     }
 
     /// Takes the switch apart: no frame may be missing from the pool.
-    fn outcome(mut self) -> Outcome {
+    pub fn outcome(mut self) -> Outcome {
         self.drain();
         let port = |port: model::Port<'_>| (port.config.name.clone(), self.switch.port_stats(port.id));
         let counters = self.model.ports().map(port).collect();
@@ -272,6 +356,19 @@ impl Rack {
         drop((switch, pollers, cables));
         assert_eq!(pool.available(), (POOL.small as usize, POOL.big as usize), "frames are missing");
         Outcome { delivered: log, counters }
+    }
+}
+
+/// What is configured of the underlay.
+pub fn underlay(compiled: &Compiled) -> Underlay {
+    let endpoint = |endpoint: &control::compile::Endpoint| Endpoint {
+        mac: endpoint.mac,
+        addresses: endpoint.addresses.iter().map(|cidr| cidr.address).collect(),
+    };
+    Underlay {
+        endpoints: compiled.endpoints.iter().map(|(id, e)| (*id, endpoint(e))).collect(),
+        routes: compiled.routes.iter().copied().collect(),
+        ..Underlay::default()
     }
 }
 
@@ -304,11 +401,11 @@ impl fmt::Debug for Rack {
     }
 }
 
-fn hex(frame: &[u8]) -> String {
+pub fn hex(frame: &[u8]) -> String {
     frame.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn table(out: &Out) -> String {
+pub fn table(out: &Out) -> String {
     let lines =
         out.iter().flat_map(|(port, frames)| frames.iter().map(move |f| format!("  {port}: {}\n", hex(f))));
     lines.collect()

@@ -4,137 +4,33 @@
 //! Where Open vSwitch is not installed, or cannot start, there is nothing to compare with: the test says so.
 
 use std::collections::BTreeMap;
-use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
 use encap::field::EtherType;
-use serde_json::{Value, json};
-use tempfile::TempDir;
 
 use super::vlans::{FRAMES, Mode, PORTS, Priority, QINQ, Setting, Tag, with_tags};
 use crate::frames::broadcast;
+use crate::ovs::Ovs;
 
-/// Where Debian has the daemon and the schema.
-const DAEMON: &str = "/usr/lib/openvswitch-switch/ovs-vswitchd";
-const SCHEMA: &str = "/usr/share/openvswitch/vswitch.ovsschema";
-
-/// A private Open vSwitch.
-struct Ovs {
-    dir: TempDir,
-    children: Vec<Child>,
+/// Open vSwitch with the bridge of the matrix: port `i` is `p{i + 1}`, and has that number in the datapath too.
+fn start() -> Result<Ovs, String> {
+    let ovs = Ovs::start(&["--enable-dummy=override"])?;
+    let mut line = "add-br br0 -- set bridge br0 datapath_type=dummy fail-mode=standalone".to_owned();
+    for (i, port) in PORTS.iter().enumerate() {
+        let (number, columns) = (i + 1, columns(port).join(" "));
+        line += &format!(" -- add-port br0 p{number} {columns}");
+        line += &format!(" -- set interface p{number} type=dummy ofport_request={number}");
+    }
+    ovs.vsctl(&line)?;
+    Ok(ovs)
 }
 
-impl Drop for Ovs {
-    fn drop(&mut self) {
-        for child in &mut self.children {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-}
-
-impl Ovs {
-    fn start() -> Option<Ovs> {
-        if !Path::new(DAEMON).exists() {
-            return None;
-        }
-        let mut ovs = Ovs { dir: TempDir::new().ok()?, children: Vec::new() };
-        ovs.run("ovsdb-tool", &["create", &ovs.path("conf.db"), SCHEMA])?;
-        let remote = format!("--remote=punix:{}", ovs.path("db.sock"));
-        let ctl = format!("--unixctl={}", ovs.path("ovsdb.ctl"));
-        ovs.spawn("ovsdb-server", &[&ovs.path("conf.db"), &remote, &ctl])?;
-        ovs.await_file("db.sock")?;
-        // It parses one tag unless told otherwise.
-        ovs.vsctl(&["--no-wait", "set", "Open_vSwitch", ".", "other_config:vlan-limit=2"])?;
-        let (db, ctl) = (ovs.db(), format!("--unixctl={}", ovs.path("switch.ctl")));
-        ovs.spawn(DAEMON, &[&db, &ctl, "--enable-dummy=override", "--disable-system"])?;
-        ovs.await_file("switch.ctl")?;
-        ovs.configure()?;
-        Some(ovs)
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.dir.path().join(name).to_str().expect("a plain path").to_owned()
-    }
-
-    fn db(&self) -> String {
-        format!("unix:{}", self.path("db.sock"))
-    }
-
-    fn command(&self, program: &str, args: &[&str]) -> Command {
-        let mut command = Command::new(program);
-        let dir: PathBuf = self.dir.path().into();
-        for variable in ["OVS_RUNDIR", "OVS_DBDIR", "OVS_LOGDIR", "OVS_SYSCONFDIR"] {
-            command.env(variable, &dir);
-        }
-        command.args(args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        command
-    }
-
-    fn run(&self, program: &str, args: &[&str]) -> Option<()> {
-        self.command(program, args).status().ok()?.success().then_some(())
-    }
-
-    fn spawn(&mut self, program: &str, args: &[&str]) -> Option<()> {
-        let child = self.command(program, args).args(["--no-chdir", "-vconsole:off"]).spawn().ok()?;
-        self.children.push(child);
-        Some(())
-    }
-
-    fn vsctl(&self, args: &[&str]) -> Option<()> {
-        let db = format!("--db={}", self.db());
-        self.run("ovs-vsctl", &[&[&db, "--timeout=20"], args].concat())
-    }
-
-    fn await_file(&self, name: &str) -> Option<()> {
-        let deadline = Instant::now() + Duration::from_secs(20);
-        while Instant::now() < deadline {
-            if Path::new(&self.path(name)).exists() {
-                return Some(());
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        None
-    }
-
-    /// Makes the bridge of the matrix: port `i` is `p{i + 1}`, and has that number in the datapath too.
-    fn configure(&self) -> Option<()> {
-        let mut args = vec!["add-br".to_owned(), "br0".into(), "--".into(), "set".into(), "bridge".into()];
-        args.extend(["br0", "datapath_type=dummy", "fail-mode=standalone"].map(String::from));
-        for (i, port) in PORTS.iter().enumerate() {
-            args.extend(["--", "add-port", "br0"].map(String::from));
-            args.push(format!("p{}", i + 1));
-            args.extend(columns(port));
-            args.extend(["--", "set", "interface"].map(String::from));
-            args.extend([format!("p{}", i + 1), "type=dummy".into(), format!("ofport_request={}", i + 1)]);
-        }
-        self.vsctl(&args.iter().map(String::as_str).collect::<Vec<_>>())
-    }
-
-    /// The actions of the datapath for a frame.
-    fn trace(&self, in_port: usize, frame: &[u8]) -> String {
-        let hex: String = frame.iter().map(|byte| format!("{byte:02x}")).collect();
-        let params = json!(["br0", format!("in_port={}", in_port + 1), hex]);
-        let request = json!({"id": 0, "method": "ofproto/trace", "params": params});
-        let mut socket = UnixStream::connect(self.path("switch.ctl")).unwrap();
-        socket.write_all(request.to_string().as_bytes()).unwrap();
-        let mut answer = Vec::new();
-        let mut chunk = [0; 4096];
-        let answer: Value = loop {
-            let read = socket.read(&mut chunk).unwrap();
-            assert!(read > 0, "no answer but {}", String::from_utf8_lossy(&answer));
-            answer.extend_from_slice(&chunk[..read]);
-            if let Ok(answer) = serde_json::from_slice(&answer) {
-                break answer;
-            }
-        };
-        let text = answer["result"].as_str().unwrap_or_else(|| panic!("{answer}"));
-        let actions = text.lines().find_map(|line| line.strip_prefix("Datapath actions: "));
-        actions.unwrap_or_else(|| panic!("{text}")).to_owned()
-    }
+/// The actions of its datapath for a frame.
+fn trace(ovs: &Ovs, in_port: usize, frame: &[u8]) -> String {
+    let hex: String = frame.iter().map(|byte| format!("{byte:02x}")).collect();
+    let text = ovs.appctl(&format!("ofproto/trace br0 in_port={} {hex}", in_port + 1));
+    let text = text.unwrap_or_else(|e| panic!("{e}"));
+    let actions = text.lines().find_map(|line| line.strip_prefix("Datapath actions: "));
+    actions.unwrap_or_else(|| panic!("{text}")).to_owned()
 }
 
 /// A setting as columns of the Port table.
@@ -219,14 +115,13 @@ fn without_dei(tags: &[Tag]) -> Vec<Tag> {
 
 #[test]
 fn open_vswitch_agrees() {
-    let Some(ovs) = Ovs::start() else {
-        return eprintln!(
-            "skipped: Open vSwitch (Debian's openvswitch-switch) is not here, or does not start"
-        );
+    let ovs = match start() {
+        Ok(ovs) => ovs,
+        Err(why) => return eprintln!("skipped: no Open vSwitch to compare with: {why}"),
     };
     for (i, port) in PORTS.iter().enumerate() {
         for tags in FRAMES.iter().filter(|tags| is_comparable(port, tags)) {
-            let actions = ovs.trace(i, &with_tags(&broadcast(1), tags));
+            let actions = trace(&ovs, i, &with_tags(&broadcast(1), tags));
             let theirs = outputs(&actions, tags);
             let inside = port.enter(tags);
             for out in PORTS.iter().filter(|out| out.name != port.name && out.priority == Priority::Never) {

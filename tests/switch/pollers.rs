@@ -275,7 +275,7 @@ fn what_a_port_taught_goes_with_it_while_it_floods() {
         (0..CABLE).for_each(|n| assert!(live.inject("c", &broadcast(n as u8 | 1))));
         live.publish(&without_c);
         let known = live.switch.fdb(bridge);
-        assert!(known.iter().all(|entry| entry.port != c), "{known:?}");
+        assert!(known.iter().all(|entry| entry.place.port() != c), "{known:?}");
         live.switch.forget(c);
         [live.drain("a"), live.drain("b")].into_iter().for_each(drop);
     }

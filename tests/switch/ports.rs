@@ -91,7 +91,7 @@ fn a_port_that_is_removed_is_forgotten_by_the_table() {
         rack.expect_at("a", &unicast(1, 3), &["c"]);
         rack.apply(&with(""));
         rack.expect_at("a", &unicast(1, 3), &["b"]);
-        assert!(rack.fdb("br0").iter().all(|entry| entry.port == rack.id("a")), "{rack:?}");
+        assert!(rack.fdb("br0").iter().all(|entry| entry.place.port() == rack.id("a")), "{rack:?}");
         rack.apply(THREE);
         rack.expect_at("a", &unicast(1, 3), &["b", "c"]);
     });

@@ -2,14 +2,17 @@
 //! reading it.
 
 use dataplane::switch::Learn;
+use flowtable::fdb::Counters;
 use flowtable::text;
 use serde_json::Value;
 
 use super::report::{FdbReport, MdbReport, TraceReport};
 use super::{Answer, verbs};
+use crate::config::FdbConfig;
 use crate::daemon::Running;
+use crate::edit::Change;
 use crate::model::{Bridge, LOCAL};
-use crate::service::Service;
+use crate::service::{FdbStats, Service};
 
 pub(super) fn version(_: &mut Running, _: &[&str]) -> Answer {
     Ok(format!("sluice {}\n", env!("CARGO_PKG_VERSION")).into())
@@ -58,6 +61,61 @@ pub(super) fn fdb_flush(running: &mut Running, params: &[&str]) -> Answer {
     for bridge in bridges {
         service.switch().fdb_flush(bridge.id, None);
     }
+    Ok("table successfully flushed\n".into())
+}
+
+/// Static entries are in the file, as all that the operator says.
+pub(super) fn fdb_add(running: &mut Running, params: &[&str]) -> Answer {
+    bridge(&running.service, params[0])?;
+    let entry = FdbConfig { port: Some(params[1].to_owned()), ..station(params[2], params[3])? };
+    verbs::edit(running, Change::AddFdb { bridge: params[0].to_owned(), entries: vec![entry] })?;
+    Ok("".into())
+}
+
+pub(super) fn fdb_del(running: &mut Running, params: &[&str]) -> Answer {
+    bridge(&running.service, params[0])?;
+    let entries = vec![station(params[1], params[2])?];
+    verbs::edit(running, Change::DelFdb { bridge: params[0].to_owned(), entries })?;
+    Ok("".into())
+}
+
+fn station(vlan: &str, mac: &str) -> Result<FdbConfig, String> {
+    let vlan = Some(super::entries::vlan(vlan)?);
+    let mac = mac.parse().map_err(|_| "bad MAC address".to_owned())?;
+    Ok(FdbConfig { mac, vlan, ..FdbConfig::default() })
+}
+
+pub(super) fn fdb_stats(running: &mut Running, params: &[&str]) -> Answer {
+    let stats = running.service.fdb_stats(&bridge(&running.service, params[0])?);
+    Ok(fdb_stats_text(params[0], &stats).into())
+}
+
+fn fdb_stats_text(bridge: &str, stats: &FdbStats) -> String {
+    let FdbStats { entries, size, fixed, counters } = stats;
+    let Counters { learned, expired, evicted, moved, .. } = counters;
+    format!(
+        "Statistics for bridge \"{bridge}\":\n\
+         \x20 Current/maximum MAC entries in the table: {entries}/{size}\n\
+         \x20 Current static MAC entries in the table : {fixed}\n\
+         \x20 Total number of learned MAC entries     : {learned}\n\
+         \x20 Total number of expired MAC entries     : {expired}\n\
+         \x20 Total number of evicted MAC entries     : {evicted}\n\
+         \x20 Total number of port moved MAC entries  : {moved}\n"
+    )
+}
+
+pub(super) fn mdb_flush(running: &mut Running, params: &[&str]) -> Answer {
+    let service = &running.service;
+    let bridges = match params {
+        [name] => vec![bridge(service, name)?],
+        _ => service.model().bridges().collect(),
+    };
+    if let [off] = &bridges[..]
+        && !off.config.mcast_snooping_enable
+    {
+        return Err("multicast snooping is disabled".to_owned());
+    }
+    bridges.iter().for_each(|bridge| service.switch().mdb_flush(bridge.id));
     Ok("table successfully flushed\n".into())
 }
 
@@ -122,8 +180,10 @@ mod tests {
         let entry = |ofport, vlan, age_s| FdbReport {
             bridge: "br0".into(),
             vlan,
+            segment: None,
             mac: "02:00:00:00:00:01".into(),
             port: "p".into(),
+            vtep: None,
             ofport,
             age_s,
         };
@@ -134,10 +194,23 @@ mod tests {
     }
 
     #[test]
+    fn statistics_read_as_in_open_vswitch() {
+        let counters = Counters { learned: 2, moved: 1, ..Counters::default() };
+        let text = fdb_stats_text("br0", &FdbStats { entries: 3, size: 8192, fixed: 1, counters });
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(
+            lines[..2],
+            ["Statistics for bridge \"br0\":", "  Current/maximum MAC entries in the table: 3/8192"]
+        );
+        assert_eq!(lines[6], "  Total number of port moved MAC entries  : 1");
+    }
+
+    #[test]
     fn the_mdb_reads_as_in_open_vswitch() {
         let entry = |group: Option<&str>| MdbReport {
             bridge: "br0".into(),
             vlan: 10,
+            segment: None,
             group: group.map(str::to_owned),
             port: "p".into(),
             ofport: 2,

@@ -3,9 +3,13 @@
 //! Names are the output's contract: a field is added, never renamed. Counters are since the port, flow or
 //! poller came to be.
 
+mod underlay;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+
+pub use underlay::*;
 
 /// `sluice/show`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -152,12 +156,16 @@ pub struct PortReport {
 pub struct FdbReport {
     /// The bridge that knows it.
     pub bridge: String,
-    /// VLAN.
+    /// VLAN; the number of a segment without one is 4096 or more.
     pub vlan: u32,
+    /// The segment's name, if it is configured.
+    pub segment: Option<String>,
     /// Address.
     pub mac: String,
     /// Where it lives.
     pub port: String,
+    /// The endpoint it lives behind, if the port is a tunnel's.
+    pub vtep: Option<String>,
     /// That port's OpenFlow number.
     pub ofport: u16,
     /// Seconds since it was last seen; `None`: static.
@@ -169,8 +177,10 @@ pub struct FdbReport {
 pub struct MdbReport {
     /// The bridge that knows it.
     pub bridge: String,
-    /// VLAN.
+    /// VLAN; the number of a segment without one is 4096 or more.
     pub vlan: u32,
+    /// The segment's name, if it is configured.
+    pub segment: Option<String>,
     /// Group address; `None`: a querier.
     pub group: Option<String>,
     /// The port.
@@ -179,6 +189,127 @@ pub struct MdbReport {
     pub ofport: u16,
     /// Seconds since the last report or query.
     pub age_s: u64,
+}
+
+/// One segment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SegmentReport {
+    /// Its name.
+    pub name: String,
+    /// Its bridge.
+    pub bridge: String,
+    /// Its local VLAN; `None`: ports join by name.
+    pub vlan: Option<u16>,
+    /// Its number in the bridge: the VLAN, or 4096 and more.
+    pub number: u32,
+    /// `type`: vxlan, gre, geneve, vlan, flat or local.
+    pub kind: String,
+    /// VNI, key or provider VLAN.
+    pub id: Option<u32>,
+    /// The tunnel port or uplink.
+    pub outside: Option<String>,
+    /// Are addresses behind endpoints learned?
+    pub learning: bool,
+    /// Are frames of unknown endpoints dropped?
+    pub strict_peers: bool,
+    /// Endpoints that get what all must get.
+    pub vteps: Vec<VtepReport>,
+    /// Ports that joined it by name, or as access ports of its VLAN.
+    pub ports: Vec<String>,
+    /// Addresses in the FDB.
+    pub stations: usize,
+    /// Addresses for which the switch answers.
+    pub neighbours: usize,
+}
+
+/// One endpoint of a segment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VtepReport {
+    /// Its address.
+    pub address: String,
+    /// Seconds since it was last seen; `None`: configured.
+    pub age_s: Option<u64>,
+}
+
+/// One tunnel port.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TunnelReport {
+    /// Its name.
+    pub name: String,
+    /// Its bridge.
+    pub bridge: String,
+    /// vxlan, gre or geneve.
+    pub kind: String,
+    /// The address frames are sent from; `None`: what the route says.
+    pub local: Option<String>,
+    /// Where they go: an address, or "flow".
+    pub remote: String,
+    /// VNI or GRE key, "flow" or "none".
+    pub key: String,
+    /// UDP port; `None` for GRE.
+    pub dst_port: Option<u16>,
+    /// A TOS byte or "inherit".
+    pub tos: String,
+    /// A time to live or "inherit".
+    pub ttl: String,
+    /// Are outer packets not to be fragmented?
+    pub df: bool,
+    /// Have outer headers a checksum?
+    pub csum: bool,
+    /// Who carries outer frames: "switch" or "host".
+    pub carrier: String,
+    /// The first tunnel port of this kind and UDP port.
+    pub listener: String,
+    /// How many segments it carries.
+    pub segments: usize,
+    /// Frames that came out of it.
+    pub rx: Traffic,
+    /// Frames that went into it.
+    pub tx: Traffic,
+    /// Dropped frames by reason, without the zeros.
+    pub drops: BTreeMap<String, u64>,
+}
+
+/// Who has an address: in a segment, where the switch answers for it, or in the underlay.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NeighReport {
+    /// The bridge.
+    pub bridge: String,
+    /// The segment; `None`: it was found in the underlay.
+    pub segment: Option<String>,
+    /// The port of ours that found it, if it was.
+    pub port: Option<String>,
+    /// The address.
+    pub address: String,
+    /// Whose it is.
+    pub mac: String,
+}
+
+/// One route of the underlay.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouteReport {
+    /// Where to.
+    pub to: String,
+    /// The next hop; `None`: the destination itself.
+    pub via: Option<String>,
+    /// The port it leaves by.
+    pub port: String,
+    /// The address frames are sent from, if the route says.
+    pub source: Option<String>,
+    /// Who says so.
+    pub origin: RouteOrigin,
+}
+
+/// Where a route comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RouteOrigin {
+    /// The configuration.
+    Configured,
+    /// An address of ours is in that network.
+    Connected,
+    /// The kernel's routing table.
+    Kernel,
 }
 
 /// One megaflow.

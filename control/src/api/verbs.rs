@@ -3,13 +3,12 @@
 use std::path::Path;
 
 use dataplane::switch::Learn;
-use encap::field::{MacAddr, VlanId};
 use serde::Serialize;
 use serde_json::{Value, to_value};
 use tracing::Level;
 
 use super::report::{Flushed, LogReport};
-use super::{Answer, Verb, ovs};
+use super::{Answer, Verb, overlay, ovs, tnl};
 use crate::daemon::Running;
 use crate::edit::Change;
 use crate::model::Bridge;
@@ -19,11 +18,31 @@ use crate::service::Service;
 pub const VERBS: &[Verb<Running>] = &[
     Verb { name: "dpctl/dump-flows", usage: "[--names]", params: (0, 1), run: ovs::dump_flows },
     Verb { name: "exit", usage: "", params: (0, 0), run: ovs::exit },
+    Verb { name: "fdb/add", usage: "bridge port vlan mac", params: (4, 4), run: ovs::fdb_add },
+    Verb { name: "fdb/del", usage: "bridge vlan mac", params: (3, 3), run: ovs::fdb_del },
     Verb { name: "fdb/flush", usage: "[bridge]", params: (0, 1), run: ovs::fdb_flush },
     Verb { name: "fdb/show", usage: "bridge", params: (1, 1), run: ovs::fdb_show },
+    Verb { name: "fdb/stats-show", usage: "bridge", params: (1, 1), run: ovs::fdb_stats },
     Verb { name: "log", usage: "[level]", params: (0, 1), run: ovs::log },
+    Verb { name: "mdb/flush", usage: "[bridge]", params: (0, 1), run: ovs::mdb_flush },
     Verb { name: "mdb/show", usage: "bridge", params: (1, 1), run: ovs::mdb_show },
     Verb { name: "ofproto/trace", usage: "bridge br_flow", params: (2, 2), run: ovs::trace },
+    Verb {
+        name: "ovs/route/add",
+        usage: "ip_addr/prefix_len out_br_name [gw]",
+        params: (2, 3),
+        run: tnl::route_add,
+    },
+    Verb { name: "ovs/route/del", usage: "ip_addr/prefix_len", params: (1, 1), run: tnl::route_del },
+    Verb { name: "ovs/route/lookup", usage: "ip_addr", params: (1, 1), run: tnl::route_lookup },
+    Verb { name: "ovs/route/show", usage: "", params: (0, 0), run: tnl::route_show },
+    Verb { name: "tnl/arp/flush", usage: "", params: (0, 0), run: tnl::neigh_flush },
+    Verb { name: "tnl/arp/set", usage: "BRIDGE IP MAC", params: (3, 3), run: tnl::neigh_set },
+    Verb { name: "tnl/arp/show", usage: "", params: (0, 0), run: tnl::neigh_show },
+    Verb { name: "tnl/neigh/flush", usage: "", params: (0, 0), run: tnl::neigh_flush },
+    Verb { name: "tnl/neigh/set", usage: "BRIDGE IP MAC", params: (3, 3), run: tnl::neigh_set },
+    Verb { name: "tnl/neigh/show", usage: "", params: (0, 0), run: tnl::neigh_show },
+    Verb { name: "tnl/ports/show", usage: "-v", params: (0, 1), run: tnl::ports_show },
     Verb { name: "version", usage: "", params: (0, 0), run: ovs::version },
     Verb { name: "sluice/apply", usage: "[file]", params: (0, 1), run: apply },
     Verb { name: "sluice/bridge/add", usage: "bridge [key=value]...", params: (1, MANY), run: bridge_add },
@@ -31,8 +50,18 @@ pub const VERBS: &[Verb<Running>] = &[
     Verb { name: "sluice/bridge/set", usage: "bridge key=value...", params: (2, MANY), run: bridge_set },
     Verb { name: "sluice/bridge/show", usage: "[bridge]", params: (0, 1), run: bridge_show },
     Verb { name: "sluice/drops", usage: "", params: (0, 0), run: drops },
-    Verb { name: "sluice/fdb/add", usage: "bridge vlan mac port", params: (4, 4), run: fdb_add },
-    Verb { name: "sluice/fdb/del", usage: "bridge vlan mac", params: (3, 3), run: fdb_del },
+    Verb {
+        name: "sluice/fdb/add",
+        usage: "bridge {mac key=value...}...",
+        params: (2, MANY),
+        run: overlay::fdb_add,
+    },
+    Verb {
+        name: "sluice/fdb/del",
+        usage: "bridge {mac [key=value]}...",
+        params: (2, MANY),
+        run: overlay::fdb_del,
+    },
     Verb { name: "sluice/fdb/flush", usage: "[bridge [port]]", params: (0, 2), run: fdb_flush },
     Verb { name: "sluice/fdb/show", usage: "[bridge]", params: (0, 1), run: fdb_show },
     Verb { name: "sluice/flow/flush", usage: "", params: (0, 0), run: flow_flush },
@@ -40,20 +69,65 @@ pub const VERBS: &[Verb<Running>] = &[
     Verb { name: "sluice/ledger", usage: "", params: (0, 0), run: ledger },
     Verb { name: "sluice/log", usage: "[level]", params: (0, 1), run: log },
     Verb { name: "sluice/mdb/show", usage: "[bridge]", params: (0, 1), run: mdb_show },
+    Verb {
+        name: "sluice/neigh/add",
+        usage: "bridge {address key=value...}...",
+        params: (2, MANY),
+        run: overlay::neigh_add,
+    },
+    Verb {
+        name: "sluice/neigh/del",
+        usage: "bridge {address key=value}...",
+        params: (2, MANY),
+        run: overlay::neigh_del,
+    },
+    Verb { name: "sluice/neigh/show", usage: "[bridge]", params: (0, 1), run: overlay::neigh_show },
     Verb { name: "sluice/poller/place", usage: "port queue core", params: (3, 3), run: poller_place },
     Verb { name: "sluice/poller/show", usage: "", params: (0, 0), run: poller_show },
     Verb { name: "sluice/port/add", usage: "bridge port [key=value]...", params: (2, MANY), run: port_add },
     Verb { name: "sluice/port/del", usage: "port", params: (1, 1), run: port_del },
     Verb { name: "sluice/port/set", usage: "port key=value...", params: (2, MANY), run: port_set },
     Verb { name: "sluice/port/show", usage: "[port]", params: (0, 1), run: port_show },
+    Verb { name: "sluice/route/add", usage: "prefix key=value...", params: (2, 3), run: overlay::route_add },
+    Verb { name: "sluice/route/del", usage: "prefix", params: (1, 1), run: overlay::route_del },
+    Verb { name: "sluice/route/show", usage: "", params: (0, 0), run: overlay::route_show },
+    Verb {
+        name: "sluice/segment/add",
+        usage: "bridge segment key=value...",
+        params: (3, MANY),
+        run: overlay::segment_add,
+    },
+    Verb { name: "sluice/segment/del", usage: "segment", params: (1, 1), run: overlay::segment_del },
+    Verb {
+        name: "sluice/segment/set",
+        usage: "segment key=value...",
+        params: (2, MANY),
+        run: overlay::segment_set,
+    },
+    Verb { name: "sluice/segment/show", usage: "[bridge]", params: (0, 1), run: overlay::segment_show },
     Verb { name: "sluice/show", usage: "", params: (0, 0), run: show },
     Verb { name: "sluice/trace", usage: "bridge br_flow [learn]", params: (2, 3), run: trace },
+    Verb {
+        name: "sluice/tunnel/add",
+        usage: "bridge port key=value...",
+        params: (3, MANY),
+        run: overlay::tunnel_add,
+    },
+    Verb { name: "sluice/tunnel/del", usage: "port", params: (1, 1), run: overlay::tunnel_del },
+    Verb {
+        name: "sluice/tunnel/set",
+        usage: "port key=value...",
+        params: (2, MANY),
+        run: overlay::tunnel_set,
+    },
+    Verb { name: "sluice/tunnel/show", usage: "[port]", params: (0, 1), run: overlay::tunnel_show },
+    Verb { name: "sluice/underlay", usage: "", params: (0, 0), run: underlay },
 ];
 
 /// More parameters than a command line holds.
 const MANY: usize = usize::MAX;
 
-fn value(report: impl Serialize) -> Answer {
+pub(super) fn value(report: impl Serialize) -> Answer {
     to_value(report).map_err(|e| e.to_string())
 }
 
@@ -67,22 +141,22 @@ pub(super) fn bridge<'a>(service: &'a Service, name: &str) -> Result<Bridge<'a>,
 }
 
 /// The one bridge asked for, or all.
-fn bridges<'a>(service: &'a Service, params: &[&str]) -> Result<Vec<Bridge<'a>>, String> {
+pub(super) fn bridges<'a>(service: &'a Service, params: &[&str]) -> Result<Vec<Bridge<'a>>, String> {
     match params.first() {
         Some(name) => Ok(vec![bridge(service, name)?]),
         None => Ok(service.model().bridges().collect()),
     }
 }
 
-fn no_port(name: &str) -> String {
+pub(super) fn no_port(name: &str) -> String {
     format!("no port \"{name}\"; `sluice port show` lists them")
 }
 
-fn edit(running: &mut Running, change: Change) -> Answer {
+pub(super) fn edit(running: &mut Running, change: Change) -> Answer {
     value(running.service.edit(&change).map_err(|e| e.to_string())?)
 }
 
-fn owned(params: &[&str]) -> Vec<String> {
+pub(super) fn owned(params: &[&str]) -> Vec<String> {
     params.iter().map(|p| p.to_string()).collect()
 }
 
@@ -140,22 +214,6 @@ fn port_show(running: &mut Running, params: &[&str]) -> Answer {
     }
 }
 
-fn station(vlan: &str, mac: &str) -> Result<(VlanId, MacAddr), String> {
-    let id = vlan.parse().ok().and_then(|n: u16| VlanId::new(n).ok());
-    let id = id.ok_or_else(|| format!("no VLAN \"{vlan}\"; expected a number from 0 to 4094"))?;
-    Ok((id, mac.parse().map_err(|e| format!("no MAC address \"{mac}\": {e}"))?))
-}
-
-fn fdb_add(running: &mut Running, params: &[&str]) -> Answer {
-    let (vlan, mac) = station(params[1], params[2])?;
-    edit(running, Change::AddFdb { bridge: params[0].to_owned(), vlan, mac, port: params[3].to_owned() })
-}
-
-fn fdb_del(running: &mut Running, params: &[&str]) -> Answer {
-    let (vlan, mac) = station(params[1], params[2])?;
-    edit(running, Change::DelFdb { bridge: params[0].to_owned(), vlan, mac })
-}
-
 fn fdb_flush(running: &mut Running, params: &[&str]) -> Answer {
     let service = &running.service;
     let port = params.get(1).map(|name| service.model().port(name).ok_or_else(|| no_port(name)));
@@ -211,6 +269,10 @@ fn poller_place(running: &mut Running, params: &[&str]) -> Answer {
 
 fn drops(running: &mut Running, _: &[&str]) -> Answer {
     value(running.service.drop_reports())
+}
+
+fn underlay(running: &mut Running, _: &[&str]) -> Answer {
+    value(running.service.underlay_report())
 }
 
 fn ledger(running: &mut Running, _: &[&str]) -> Answer {

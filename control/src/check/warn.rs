@@ -1,14 +1,18 @@
 //! What is legal, and likely not meant.
 
+mod overlay;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use dataplane::tables::{VlanMode, VlanSet};
-use encap::field::EtherType;
+use encap::field::{EtherType, VlanId};
 
 use super::{frames_needed, xdp_queues};
-use crate::compile::carried_vlans;
+use crate::compile::vlan_config;
 use crate::config::{BridgeConfig, Config, FdbConfig, PortConfig, PortKind, XdpMode, ranges};
 use crate::problem::{Problem, did_you_mean};
+use crate::resolve::{Names, Own};
+use overlay::Overlay;
 
 /// Frames in which an AF_XDP queue waits out a pause of its poller of half a millisecond at 1 Mframe/s.
 const AMPLE_PER_XDP_QUEUE: usize = 512;
@@ -24,10 +28,15 @@ pub fn warnings(config: &Config) -> Vec<Problem> {
         .map(|port| (port.name.as_str(), port))
         .collect();
     messages.extend(pool(config));
+    let own = Own::new(config);
     for bridge in &config.bridges {
-        messages.extend(lonely_vlans(bridge));
+        let names = Names::new(bridge);
+        let carried = carried(bridge, &names);
+        messages.extend(lonely_vlans(bridge, &carried));
         messages.extend(mtus(bridge));
-        messages.extend(static_entries(bridge));
+        messages.extend(static_entries(bridge, &carried));
+        let overlay = Overlay { config, bridge, names: &names, own: &own, carried: &carried };
+        messages.extend(overlay.warnings());
         for port in &bridge.ports {
             messages.extend(ignored(port));
             messages.extend(patch(port, &ports));
@@ -35,6 +44,33 @@ pub fn warnings(config: &Config) -> Vec<Problem> {
         }
     }
     messages.into_iter().map(Problem::new).collect()
+}
+
+/// The VLANs that each port of a bridge carries there, by its name.
+fn carried<'a>(bridge: &'a BridgeConfig, names: &Names<'a>) -> BTreeMap<&'a str, VlanSet> {
+    let own = |port: &PortConfig| {
+        let segment = port.segment.as_deref().and_then(|name| names.segment(name).ok());
+        match segment.map(|segment| segment.vlan) {
+            Some(None) => VlanSet::empty(),
+            Some(Some(vlan)) => vlan_config(port, Some(vlan.into())).trunks,
+            None if port.is_flow_based() => VlanSet::empty(),
+            None => vlan_config(port, None).trunks,
+        }
+    };
+    let mut carried: BTreeMap<_, _> =
+        bridge.ports.iter().map(|port| (port.name.as_str(), own(port))).collect();
+    let uplinks: BTreeSet<_> = bridge.segments.iter().filter_map(|s| s.uplink.as_deref()).collect();
+    carried
+        .iter_mut()
+        .filter(|(name, _)| uplinks.contains(*name))
+        .for_each(|(_, set)| *set = VlanSet::empty());
+    for segment in &bridge.segments {
+        let tunnel = || Some(names.tunnel(segment).ok()?.name.as_str());
+        let outside = segment.uplink.as_deref().or_else(tunnel);
+        let set = outside.and_then(|port| carried.get_mut(port));
+        set.zip(segment.vlan).into_iter().for_each(|(set, vlan)| set.insert(vlan));
+    }
+    carried
 }
 
 fn is_empty(set: &VlanSet) -> bool {
@@ -54,20 +90,20 @@ fn pool(config: &Config) -> Option<String> {
 }
 
 /// VLANs that the configuration names and only one port of the bridge carries.
-fn lonely_vlans(bridge: &BridgeConfig) -> Vec<String> {
+fn lonely_vlans(bridge: &BridgeConfig, carried: &BTreeMap<&str, VlanSet>) -> Vec<String> {
     let mut carriers = [0u32; 4096];
-    let sets: Vec<VlanSet> = bridge.ports.iter().map(carried_vlans).collect();
-    for vlan in sets.iter().flat_map(VlanSet::iter) {
+    for vlan in bridge.ports.iter().flat_map(|port| carried[port.name.as_str()].iter()) {
         carriers[usize::from(vlan.get())] += 1;
     }
-    let lonely = |(port, set): (&PortConfig, &VlanSet)| {
+    let lonely = |port: &PortConfig| {
+        let set = &carried[port.name.as_str()];
         let named = port.tag.is_some() || !is_empty(&port.trunks);
         let alone = set.iter().map(|vlan| usize::from(vlan.get())).filter(|vlan| carriers[*vlan] == 1);
         let vlans = ranges(alone);
         (named && !vlans.is_empty() && *set != VlanSet::all())
             .then(|| format!("port `{}` alone carries VLAN {vlans} of bridge `{}`", port.name, bridge.name))
     };
-    bridge.ports.iter().zip(&sets).filter_map(lonely).collect()
+    bridge.ports.iter().filter_map(lonely).collect()
 }
 
 fn mtus(bridge: &BridgeConfig) -> Option<String> {
@@ -78,16 +114,20 @@ fn mtus(bridge: &BridgeConfig) -> Option<String> {
     })
 }
 
-fn static_entries(bridge: &BridgeConfig) -> Vec<String> {
-    let off = |entry: &&FdbConfig| {
-        let port = bridge.ports.iter().find(|port| port.name == entry.port);
-        port.is_some_and(|port| !carried_vlans(port).contains(entry.vlan))
-    };
+fn static_entries(bridge: &BridgeConfig, carried: &BTreeMap<&str, VlanSet>) -> Vec<String> {
     let message = |entry: &FdbConfig| {
-        let (mac, port, vlan) = (entry.mac, &entry.port, entry.vlan);
-        format!("static entry {mac} is in VLAN {vlan}, which port `{port}` does not carry")
+        let (mac, port, vlan) = (entry.mac, entry.port.as_ref()?, entry.vlan.unwrap_or(VlanId::NONE));
+        let off = entry.segment.is_none() && !carried.get(port.as_str())?.contains(vlan);
+        off.then(|| format!("static entry {mac} is in VLAN {vlan}, which port `{port}` does not carry"))
     };
-    bridge.fdb.iter().filter(off).map(message).collect()
+    let (have, size) = (bridge.fdb.len(), bridge.mac_table_size);
+    let full = (have >= size).then(|| {
+        format!(
+            "bridge `{}` has {have} static entries and room for {size}; nothing can be learned, set `mac-table-size`",
+            bridge.name
+        )
+    });
+    bridge.fdb.iter().filter_map(message).chain(full).collect()
 }
 
 /// Settings that have no effect on this port, or less than it seems.
@@ -96,17 +136,19 @@ fn ignored(port: &PortConfig) -> Vec<String> {
     let single = matches!(mode, VlanMode::Access | VlanMode::Dot1qTunnel);
     let native = matches!(mode, VlanMode::NativeTagged | VlanMode::NativeUntagged);
     let xdp = matches!(port.kind, PortKind::System | PortKind::Afxdp);
-    let netdev = port.kind != PortKind::Patch;
+    let has_mac = matches!(port.kind, PortKind::Internal | PortKind::Vtep);
+    let has_mtu = !matches!(port.kind, PortKind::Patch | PortKind::Tunnel(_));
+    let has_queues = has_mtu && port.kind != PortKind::Vtep;
     let tunnel = mode == VlanMode::Dot1qTunnel;
     let cases = [
         (single && !is_empty(&port.trunks), "ignores `trunks`: it is no trunk"),
         (!tunnel && !is_empty(&port.cvlans), "ignores `cvlans`: it is no dot1q-tunnel"),
         (!tunnel && port.qinq_ethtype != EtherType::QINQ, "ignores `qinq-ethtype`: it is no dot1q-tunnel"),
         (native && port.tag.is_none(), "has no `tag`: its native VLAN is VLAN 0"),
-        (port.mac.is_some() && port.kind != PortKind::Internal, "ignores `mac`: it is no internal port"),
+        (port.mac.is_some() && !has_mac, "ignores `mac`: it is no internal port"),
         (port.xdp_mode != XdpMode::BestEffort && !xdp, "ignores `xdp-mode`: it does not use AF_XDP"),
-        (port.mtu.is_some() && !netdev, "ignores `mtu`: it is a patch port"),
-        (port.queues > 1 && !netdev, "ignores `queues`: it is a patch port"),
+        (port.mtu.is_some() && !has_mtu, "ignores `mtu`: it is no device"),
+        (port.queues > 1 && !has_queues, "ignores `queues`: it is no device"),
     ];
     let message = |(_, what): &(bool, &str)| format!("port `{}` {what}", port.name);
     cases.iter().filter(|(holds, _)| *holds).map(message).collect()
@@ -119,15 +161,15 @@ fn patch(port: &PortConfig, ports: &BTreeMap<&str, &PortConfig>) -> Option<Strin
         let hint = did_you_mean(peer_name, ports.keys().copied().filter(|other| other != name));
         return Some(format!("patch port `{name}` leads nowhere: there is no port `{peer_name}`{hint}"));
     };
-    let trunk = |port: &PortConfig| port.effective_vlan_mode() == VlanMode::Trunk;
-    let (here, there) = (carried_vlans(port), carried_vlans(peer));
-    let apart =
-        name < peer_name && trunk(port) && trunk(peer) && !here.iter().any(|vlan| there.contains(vlan));
+    let listed = |port: &PortConfig| port.effective_vlan_mode() == VlanMode::Trunk && !is_empty(&port.trunks);
+    let in_common = || port.trunks.iter().any(|vlan| peer.trunks.contains(vlan));
+    let apart = name < peer_name && listed(port) && listed(peer) && !in_common();
     apart.then(|| format!("patch ports `{name}` and `{peer_name}` have no VLAN in common"))
 }
 
 fn queues(port: &PortConfig, pollers: usize) -> Option<String> {
-    (usize::from(port.queues) > pollers && port.kind != PortKind::Patch).then(|| {
+    let netdev = !matches!(port.kind, PortKind::Patch | PortKind::Tunnel(_) | PortKind::Vtep);
+    (usize::from(port.queues) > pollers && netdev).then(|| {
         format!("port `{}` has {} queues for {pollers} pollers; more gain nothing", port.name, port.queues)
     })
 }
@@ -186,8 +228,8 @@ mod tests {
                 "port `a` ignores `mac`: it is no internal port",
                 "port `c` has no `tag`: its native VLAN is VLAN 0",
                 "port `c` ignores `xdp-mode`: it does not use AF_XDP",
-                "port `d` ignores `mtu`: it is a patch port",
-                "port `d` ignores `queues`: it is a patch port",
+                "port `d` ignores `mtu`: it is no device",
+                "port `d` ignores `queues`: it is no device",
                 "patch port `d` leads nowhere: there is no port `e`",
             ],
         );

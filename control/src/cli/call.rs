@@ -6,11 +6,11 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, from_value};
 
-use super::{Ask, BridgeVerb, FdbVerb, FlowVerb, MdbVerb, PollerVerb, PortVerb};
+use super::{Ask, BridgeVerb, FlowVerb, MdbVerb, PollerVerb, PortVerb, overlay};
 use crate::api::report::{ApplyReport, Flushed, LogReport, PortReport};
 use crate::render;
 
-type Render = fn(Value) -> serde_json::Result<String>;
+pub(super) type Render = fn(Value) -> serde_json::Result<String>;
 
 /// One call on the control socket.
 pub(super) struct Call {
@@ -20,18 +20,18 @@ pub(super) struct Call {
     pub render: Render,
 }
 
-fn call<const N: usize>(method: &'static str, params: [&str; N], render: Render) -> Call {
+pub(super) fn call<const N: usize>(method: &'static str, params: [&str; N], render: Render) -> Call {
     Call { method, params: params.map(str::to_owned).to_vec(), render }
 }
 
 impl Call {
-    fn with<'a>(mut self, more: impl IntoIterator<Item = &'a String>) -> Self {
+    pub fn with<'a>(mut self, more: impl IntoIterator<Item = &'a String>) -> Self {
         self.params.extend(more.into_iter().cloned());
         self
     }
 }
 
-/// The call a verb makes. An error if a file it names has no absolute path.
+/// The call a verb makes. An error if a file it names has no absolute path, or standard input no entries.
 pub(super) fn of(ask: &Ask) -> Result<Call, String> {
     Ok(match ask {
         Ask::Apply { config } => call("sluice/apply", [], |v| one(v, render::applied))
@@ -39,7 +39,11 @@ pub(super) fn of(ask: &Ask) -> Result<Call, String> {
         Ask::Show => call("sluice/show", [], |v| one(v, render::overview)),
         Ask::Bridge(verb) => bridge(verb),
         Ask::Port(verb) => port(verb),
-        Ask::Fdb(verb) => fdb(verb),
+        Ask::Segment(verb) => overlay::segment(verb),
+        Ask::Tunnel(verb) => overlay::tunnel(verb),
+        Ask::Fdb(verb) => overlay::fdb(verb)?,
+        Ask::Neigh(verb) => overlay::neigh(verb)?,
+        Ask::Route(verb) => overlay::route(verb),
         Ask::Flow(FlowVerb::Show { filter }) => list("sluice/flow/show", |v| rows(v, render::flows), filter),
         Ask::Flow(FlowVerb::Flush) => call("sluice/flow/flush", [], flushed),
         Ask::Mdb(MdbVerb::Show { bridge }) => list("sluice/mdb/show", |v| rows(v, render::mdb), bridge),
@@ -49,13 +53,14 @@ pub(super) fn of(ask: &Ask) -> Result<Call, String> {
         Ask::Poller(PollerVerb::Place { port, queue, core }) => {
             call("sluice/poller/place", [port, &queue.to_string(), &core.to_string()], silent)
         }
+        Ask::Underlay => call("sluice/underlay", [], |v| one(v, render::underlay)),
         Ask::Drops => call("sluice/drops", [], |v| rows(v, render::drops)),
         Ask::Ledger => call("sluice/ledger", [], |v| one(v, render::ledger)),
         Ask::Log { level } => list("sluice/log", |v| Ok(from_value::<LogReport>(v)?.level + "\n"), level),
     })
 }
 
-fn list(method: &'static str, render: Render, filter: &Option<String>) -> Call {
+pub(super) fn list(method: &'static str, render: Render, filter: &Option<String>) -> Call {
     call(method, [], render).with(filter)
 }
 
@@ -82,15 +87,6 @@ fn port(verb: &PortVerb) -> Call {
     }
 }
 
-fn fdb(verb: &FdbVerb) -> Call {
-    match verb {
-        FdbVerb::Show { bridge } => list("sluice/fdb/show", |v| rows(v, render::fdb), bridge),
-        FdbVerb::Add { bridge, vlan, mac, port } => call("sluice/fdb/add", [bridge, vlan, mac, port], silent),
-        FdbVerb::Del { bridge, vlan, mac } => call("sluice/fdb/del", [bridge, vlan, mac], silent),
-        FdbVerb::Flush { bridge, port } => call("sluice/fdb/flush", [], flushed).with(bridge).with(port),
-    }
-}
-
 fn absolute(path: &Path) -> Result<String, String> {
     let path = std::path::absolute(path).map_err(|e| format!("cannot find {}: {e}", path.display()))?;
     path.into_os_string().into_string().map_err(|p| format!("{} is not UTF-8", PathBuf::from(p).display()))
@@ -100,15 +96,18 @@ fn one<T: DeserializeOwned>(value: Value, draw: fn(&T) -> String) -> serde_json:
     Ok(draw(&from_value(value)?))
 }
 
-fn rows<T: DeserializeOwned>(value: Value, draw: fn(&[T]) -> String) -> serde_json::Result<String> {
+pub(super) fn rows<T: DeserializeOwned>(
+    value: Value,
+    draw: fn(&[T]) -> String,
+) -> serde_json::Result<String> {
     Ok(draw(&from_value::<Vec<T>>(value)?))
 }
 
-fn silent(_: Value) -> serde_json::Result<String> {
+pub(super) fn silent(_: Value) -> serde_json::Result<String> {
     Ok(String::new())
 }
 
-fn flushed(value: Value) -> serde_json::Result<String> {
+pub(super) fn flushed(value: Value) -> serde_json::Result<String> {
     Ok(format!("{} entries flushed\n", render::count(from_value::<Flushed>(value)?.flushed as u64)))
 }
 

@@ -1,5 +1,7 @@
 //! Single values: from what stands in the file to what it means, or a complaint that says what was expected.
 
+pub(super) mod overlay;
+
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -91,10 +93,10 @@ fn text<T>(
 
 /// A name that Linux takes for an interface, without what would confuse flow text and `%d` templates.
 pub(super) fn name(node: &Node, reader: &mut Reader) -> Option<String> {
-    text(node, "a name", check_name, reader)
+    text(node, "a name", |name| check_name(name, NAME_MAX), reader)
 }
 
-fn check_name(name: &str) -> Result<String, String> {
+fn check_name(name: &str, most: usize) -> Result<String, String> {
     let illegal = |c: &char| !c.is_ascii_graphic() || "/:%,=\"`".contains(*c);
     let shown = name.escape_debug();
     if let Some(c) = name.chars().find(illegal) {
@@ -104,10 +106,10 @@ fn check_name(name: &str) -> Result<String, String> {
         ));
     }
     match name.len() {
-        0 => Err(format!("the name is empty, expected 1 to {NAME_MAX} bytes")),
-        1..=NAME_MAX if name == "." || name == ".." => Err(format!("`{shown}` is no interface name")),
-        1..=NAME_MAX => Ok(name.to_owned()),
-        length => Err(format!("`{shown}` is {length} bytes long, expected at most {NAME_MAX}")),
+        0 => Err(format!("the name is empty, expected 1 to {most} bytes")),
+        _ if name == "." || name == ".." => Err(format!("`{shown}` is no interface name")),
+        length if length > most => Err(format!("`{shown}` is {length} bytes long, expected at most {most}")),
+        _ => Ok(name.to_owned()),
     }
 }
 

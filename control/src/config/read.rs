@@ -4,7 +4,7 @@
 //! value in and complains to the [`Reader`]; then [`check`] looks at the values together, and what it finds
 //! is shown at the place of the key it is about. A finding about a key that was already wrong is not shown.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 
 use toml::Spanned;
@@ -65,7 +65,7 @@ impl<T> Key<T> {
 }
 
 /// A table of the file. Numbers count from 0 in the order of the file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Entity {
     /// The file itself.
     Root,
@@ -77,8 +77,14 @@ pub(crate) enum Entity {
     Bridge(usize),
     /// `[[bridge.port]]`: bridge, port.
     Port(usize, usize),
+    /// An entry of `segment`: bridge, entry.
+    Segment(usize, usize),
     /// An entry of `fdb`: bridge, entry.
     Fdb(usize, usize),
+    /// An entry of `neigh`: bridge, entry.
+    Neigh(usize, usize),
+    /// `[[route]]`
+    Route(usize),
 }
 
 /// A key of a table, or the table itself if the key is empty.
@@ -91,8 +97,8 @@ pub(super) struct Reader<'a> {
     pub(super) entity: Entity,
     key: &'static str,
     wrong: Vec<(usize, String)>,
-    places: BTreeMap<Place, usize>,
-    broken: BTreeSet<Place>,
+    places: HashMap<Place, usize>,
+    broken: HashSet<Place>,
 }
 
 impl Reader<'_> {
@@ -188,8 +194,8 @@ pub(super) fn config(text: &str, machine: &Machine) -> Result<Config, Problems> 
         entity: Entity::Root,
         key: "",
         wrong: Vec::new(),
-        places: BTreeMap::new(),
-        broken: BTreeSet::new(),
+        places: HashMap::new(),
+        broken: HashSet::new(),
     };
     let mut config = Config::default();
     config.switch.cores = machine.cores.last().copied().into_iter().collect();

@@ -1,5 +1,7 @@
 //! Reports of problems, word by word, and what a good file means.
 
+mod overlay;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -124,8 +126,12 @@ fn every_key_is_taken_in() {
         mac: Some(MacAddr([2, 0, 0, 0, 0, 2])),
         ..PortConfig::default()
     };
-    let entry =
-        FdbConfig { mac: MacAddr([2, 0, 0, 0, 0, 1]), vlan: VlanId::new(10).unwrap(), port: "eth1".into() };
+    let entry = FdbConfig {
+        mac: MacAddr([2, 0, 0, 0, 0, 1]),
+        vlan: Some(VlanId::new(10).unwrap()),
+        port: Some("eth1".into()),
+        ..FdbConfig::default()
+    };
     let bridge = BridgeConfig {
         name: "br0".into(),
         mac_aging_time: Duration::from_secs(60),
@@ -137,11 +143,13 @@ fn every_key_is_taken_in() {
         mcast_snooping_aging_time: Duration::from_secs(30),
         mcast_snooping_disable_flood_unregistered: true,
         datapath_id: Some(0x0200_0000_00ab),
+        segments: vec![],
         fdb: vec![entry],
+        neighbours: vec![],
         ports: vec![eth1, c0],
     };
     let pool = PoolConfig { frames: 8192, big_frames: 32 };
-    assert_eq!(config, Config { switch, pool, bridges: vec![bridge] });
+    assert_eq!(config, Config { switch, pool, routes: vec![], bridges: vec![bridge] });
 }
 
 #[test]
@@ -165,7 +173,7 @@ fn unknown_keys_are_named_with_the_likeliest() {
     reports(
         "colour = 1\n[switch]\ncore = [1]\n[pool]\nhuge = true\n[[bridge]]\nname = 'b'\nmac_ageing_time = 60\n",
         &[
-            "1:1: unknown key `colour`, expected one of switch, pool, bridge",
+            "1:1: unknown key `colour`, expected one of switch, pool, route, bridge",
             "3:1: unknown key `core`, did you mean `cores`?",
             "5:1: unknown key `huge`, expected one of frames, big-frames",
             "8:1: unknown key `mac_ageing_time`, did you mean `mac-aging-time`?",
@@ -201,7 +209,6 @@ port = "none"
             "8:32: `flood-vlans`: `x` is no range of VLANs, expected such as \"20-29\" within 0 to 4095",
             "8:37: `flood-vlans`: found `true`, expected an integer from 0 to 4095",
             "9:15: `datapath-id`: `12` is not 16 hexadecimal digits, not all zero",
-            "10:8: `port` is missing",
             "10:16: `mac`: 01:00:5e:00:00:01 is no unicast address",
             "10:49: `fdb`: found an integer, expected a table",
             "11:8: `port`: found the string `none`, expected a list of tables, each with a header [[…port]]",
@@ -261,7 +268,7 @@ rxq-affinity = "0:1,0:2"
         &[
             "3:1: `name` is missing",
             "4:8: `type`: found the string `pach`, did you mean `patch`? \
-             expected one of system, afxdp, afpacket, internal, patch",
+             expected one of system, afxdp, afpacket, internal, patch, vxlan, gre, geneve, vtep",
             "5:7: `tag`: found the string `x`, expected an integer from 0 to 4095",
             "7:8: `name`: `an-interface-too-long` is 21 bytes long, expected at most 15",
             "8:13: `vlan-mode`: found the string `acces`, did you mean `access`? \
@@ -440,10 +447,13 @@ fn a_key_is_given_once_however_it_is_spelled() {
 #[test]
 fn the_reference_describes_every_key() {
     let reference = include_str!("../../CONFIG.md");
-    let tables: [(&str, Vec<&str>); 5] = [
+    let tables: [(&str, Vec<&str>); 8] = [
         ("[switch]", keys::SWITCH.iter().map(|key| key.name).collect()),
         ("[pool]", keys::POOL.iter().map(|key| key.name).collect()),
         ("[[bridge]]", BRIDGE.iter().map(|key| key.name).collect()),
+        ("[[route]]", keys::ROUTE.iter().map(|key| key.name).collect()),
+        ("segment", SEGMENT.iter().map(|key| key.name).collect()),
+        ("neigh", keys::NEIGH.iter().map(|key| key.name).collect()),
         ("fdb", keys::FDB.iter().map(|key| key.name).collect()),
         ("[[bridge.port]]", PORT.iter().map(|key| key.name).collect()),
     ];

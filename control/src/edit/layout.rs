@@ -7,6 +7,7 @@
 //! Every function takes a text that [`crate::config::parse`] took, and a table that is in it; it fails only
 //! where `toml_edit` is stricter than `toml`.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use toml_edit::{Array, ArrayOfTables, Decor, Document, Item, RawString, Table, TableLike, Value};
@@ -71,24 +72,29 @@ fn at_end_of_inline(table: &mut dyn TableLike, change: impl FnOnce(&mut dyn Tabl
 }
 
 /// Adds a table to a list of tables, which is made as headers if it is not there.
-pub(super) fn push(text: &str, parent: Entity, list: &str, table: Table) -> Result<String, Problem> {
+pub(super) fn push(text: &str, list: (Entity, &str), table: Table) -> Result<String, Problem> {
     let empty = Item::ArrayOfTables(ArrayOfTables::new());
-    rewrite(text, |root| push_to(root, parent, list, (table, empty)))
+    rewrite(text, |root| push_to(root, list, (vec![table], empty)))
 }
 
-/// Adds a table to a list of tables, which is made as an array if it is not there.
-pub(super) fn push_inline(text: &str, parent: Entity, list: &str, table: Table) -> Result<String, Problem> {
+/// Adds tables to a list of tables, which is made as an array if it is not there.
+pub(super) fn push_inline(text: &str, list: (Entity, &str), tables: Vec<Table>) -> Result<String, Problem> {
+    if tables.is_empty() {
+        return Ok(text.to_owned());
+    }
     let empty = Item::Value(Value::Array(Array::new()));
-    rewrite(text, |root| push_to(root, parent, list, (table, empty)))
+    rewrite(text, |root| push_to(root, list, (tables, empty)))
 }
 
-fn push_to(root: &mut Table, parent: Entity, list: &str, (entry, empty): (Table, Item)) {
+fn push_to(root: &mut Table, (parent, list): (Entity, &str), (entries, empty): (Vec<Table>, Item)) {
     if table(root, parent).is_some_and(|parent| !parent.contains_key(list)) {
         insert(root, parent, (list, empty));
     }
     match table_mut(root, parent).and_then(|parent| parent.get_mut(list)) {
-        Some(Item::ArrayOfTables(tables)) => tables.push(entry),
-        Some(Item::Value(Value::Array(array))) => push_element(array, entry),
+        Some(Item::ArrayOfTables(tables)) => entries.into_iter().for_each(|entry| tables.push(entry)),
+        Some(Item::Value(Value::Array(array))) => {
+            entries.into_iter().for_each(|entry| push_element(array, entry));
+        }
         _ => {}
     }
 }
@@ -111,31 +117,60 @@ fn line_indent(prefix: &str) -> Option<String> {
     prefix.rfind('\n').map(|newline| prefix[newline..].to_owned())
 }
 
-/// Removes a table from its list.
-pub(super) fn remove(text: &str, entity: Entity) -> Result<String, Problem> {
+/// Removes tables from a list, by their numbers.
+pub(super) fn remove(
+    text: &str,
+    (parent, list): (Entity, &str),
+    indices: &BTreeSet<usize>,
+) -> Result<String, Problem> {
     let document = parse(text)?;
-    let (parent, list, index) = parent(entity);
     match table(document.as_table(), parent).and_then(|parent| parent.get(list)) {
         Some(Item::ArrayOfTables(tables)) => {
             let mut sections = Vec::new();
-            tables.get(index).into_iter().for_each(|table| sections_of(table, &mut sections));
+            let gone = indices.iter().filter_map(|index| tables.get(*index));
+            gone.for_each(|table| sections_of(table, &mut sections));
             sections.sort_by_key(|section| section.start);
             let cut_section = |text: String, section: &Range<usize>| cut_section(&text, section.clone());
             Ok(sections.iter().rev().fold(text.to_owned(), cut_section))
         }
         _ => rewrite(text, |root| {
             let list = table_mut(root, parent).and_then(|parent| parent.get_mut(list));
-            list.and_then(Item::as_array_mut).into_iter().for_each(|array| remove_element(array, index));
+            let array = list.and_then(Item::as_array_mut);
+            array.into_iter().for_each(|array| remove_elements(array, indices));
         }),
     }
 }
 
-fn remove_element(array: &mut Array, index: usize) {
-    let removed = array.remove(index);
-    let prefix = removed.decor().prefix().cloned().unwrap_or_default();
-    if let Some(first) = array.get_mut(0).filter(|_| index == 0) {
-        first.decor_mut().set_prefix(prefix);
+/// Removes elements, and the comments that are theirs: on lines above, and behind them on their last line. Those of
+/// others stay, although TOML has what stands behind a comma belong to the next element.
+fn remove_elements(array: &mut Array, indices: &BTreeSet<usize>) {
+    let last = array.len().checked_sub(1).filter(|last| indices.contains(last));
+    let end = last.and_then(|last| array.get(last)?.decor().suffix().cloned());
+    let mut before: Option<String> = None;
+    for (index, element) in array.iter_mut().enumerate() {
+        let prefix = element.decor().prefix().and_then(RawString::as_str).unwrap_or_default().to_owned();
+        if indices.contains(&index) {
+            before.get_or_insert_with(|| first_line(&prefix).to_owned());
+        } else if let Some(before) = before.take() {
+            element.decor_mut().set_prefix(before + &prefix[first_line(&prefix).len()..]);
+        }
     }
+    let trailing = array.trailing().as_str().unwrap_or_default().to_owned();
+    if let Some(before) = before.filter(|_| trailing.contains('\n')) {
+        array.set_trailing(before + &trailing[first_line(&trailing).len()..]);
+    }
+    let mut index = 0;
+    array.retain(|_| {
+        index += 1;
+        !indices.contains(&(index - 1))
+    });
+    let last = array.iter_mut().last();
+    last.zip(end).into_iter().for_each(|(last, end)| last.decor_mut().set_suffix(end));
+}
+
+/// Up to the first newline.
+fn first_line(text: &str) -> &str {
+    text.split('\n').next().unwrap_or_default()
 }
 
 /// The bytes of a table with a header, from the header to its last value, and those of the tables below it.
@@ -203,7 +238,10 @@ fn parent(entity: Entity) -> (Entity, &'static str, usize) {
         Entity::Pool => (Entity::Root, "pool", 0),
         Entity::Bridge(b) => (Entity::Root, "bridge", b),
         Entity::Port(b, p) => (Entity::Bridge(b), "port", p),
+        Entity::Segment(b, s) => (Entity::Bridge(b), "segment", s),
         Entity::Fdb(b, f) => (Entity::Bridge(b), "fdb", f),
+        Entity::Neigh(b, n) => (Entity::Bridge(b), "neigh", n),
+        Entity::Route(r) => (Entity::Root, "route", r),
     }
 }
 

@@ -1,8 +1,10 @@
 //! Edits: what the text looks like afterwards, what is refused, and that nothing else is touched.
 
+use encap::field::{MacAddr, VlanId};
 use proptest::prelude::*;
 
 use super::*;
+use crate::config::{FdbConfig, NeighConfig, RouteConfig};
 
 const FILE: &str = r#"# the switch of host 7
 
@@ -48,14 +50,25 @@ fn add_port(bridge: &str, port: &str, settings: &[&str]) -> Change {
     Change::AddPort { bridge: bridge.into(), port: port.into(), settings: strings(settings) }
 }
 
-fn add_fdb(bridge: &str, vlan: u16, last: u8, port: &str) -> Change {
+/// A static entry, and its place if it has one.
+fn entry(vlan: u16, last: u8, port: Option<&str>) -> FdbConfig {
     let (vlan, mac) = (VlanId::new(vlan).unwrap(), MacAddr([2, 0, 0, 0, 0, last]));
-    Change::AddFdb { bridge: bridge.into(), vlan, mac, port: port.into() }
+    FdbConfig { mac, vlan: Some(vlan), port: port.map(str::to_owned), ..Default::default() }
+}
+
+fn add_fdb(bridge: &str, vlan: u16, last: u8, port: &str) -> Change {
+    Change::AddFdb { bridge: bridge.into(), entries: vec![entry(vlan, last, Some(port))] }
 }
 
 fn del_fdb(bridge: &str, vlan: u16, last: u8) -> Change {
-    let (vlan, mac) = (VlanId::new(vlan).unwrap(), MacAddr([2, 0, 0, 0, 0, last]));
-    Change::DelFdb { bridge: bridge.into(), vlan, mac }
+    Change::DelFdb { bridge: bridge.into(), entries: vec![entry(vlan, last, None)] }
+}
+
+/// The change of a file as it stands there.
+fn edit(text: &str, change: &Change) -> Result<String, Problems> {
+    let (edited, config) = super::edit(text, &config::parse(text)?, change)?;
+    assert_eq!(config::parse(&edited).as_ref(), Ok(&config), "{edited}");
+    Ok(edited)
 }
 
 fn edited(text: &str, change: &Change) -> String {
@@ -253,6 +266,138 @@ fn a_file_with_errors_is_not_edited() {
     assert_eq!(problems.to_string(), "2:8: `name`: found an integer, expected a name as a string");
 }
 
+const OVERLAY: &str = r#"
+[[bridge]]
+name = "br-int"
+segment = [
+  { name = "blue", vlan = 1, type = "vxlan", id = 5001 }, # tenant 1
+  # tenant 2
+  { name = "red", type = "vxlan", id = 5002, vteps = ["192.0.2.2"] },
+]
+port = [
+  { name = "vx", type = "vxlan", remote-ip = "flow", key = "flow" },
+  { name = "vm", segment = "red" },
+]
+
+[[bridge]]
+name = "br-phy"
+port = [{ name = "vtep0", type = "vtep", address = ["192.0.2.1/24"] }]
+"#;
+
+#[test]
+fn segments_come_change_and_go() {
+    let add = Change::AddSegment {
+        bridge: "br-int".into(),
+        segment: "green".into(),
+        settings: strings(&["type=vxlan", "id=5003", "vteps=192.0.2.2,192.0.2.3"]),
+    };
+    let green = r#"{ name = "green", type = "vxlan", id = 5003, vteps = ["192.0.2.2", "192.0.2.3"] }"#;
+    replaces(OVERLAY, &add, ("] },\n]\nport", &format!("] }},\n  {green},\n]\nport")));
+    let set = |settings: &[&str]| Change::SetSegment { segment: "blue".into(), settings: strings(settings) };
+    replaces(OVERLAY, &set(&["id=6001"]), ("id = 5001 }, # tenant 1", "id = 6001 }, # tenant 1"));
+    replaces(
+        OVERLAY,
+        &set(&["vlan=", "learning=false"]),
+        (
+            r#""blue", vlan = 1, type = "vxlan", id = 5001 }"#,
+            r#""blue", type = "vxlan", id = 5001, learning = false }"#,
+        ),
+    );
+    let refused = |change: &Change| edit(OVERLAY, change).unwrap_err().to_string();
+    let del = |segment: &str| Change::DelSegment { segment: segment.into() };
+    assert_eq!(refused(&del("bleu")), "there is no segment `bleu`, did you mean `blue`?");
+    assert!(
+        refused(&del("red"))
+            .starts_with("port `vm` joins segment `red`, which bridge `br-int` does not have")
+    );
+    assert_eq!(refused(&set(&["id=5002"])), "segments `blue` and `red` have one id 5002 on tunnel port `vx`");
+    let blue = "  { name = \"blue\", vlan = 1, type = \"vxlan\", id = 5001 }, # tenant 1\n";
+    replaces(OVERLAY, &del("blue"), (blue, ""));
+    let red = "  # tenant 2\n  { name = \"red\", type = \"vxlan\", id = 5002, vteps = [\"192.0.2.2\"] },\n";
+    let alone = OVERLAY.replace("  { name = \"vm\", segment = \"red\" },\n", "");
+    replaces(&alone, &del("red"), (red, ""));
+}
+
+#[test]
+fn the_first_segment_of_a_bridge_gets_a_header() {
+    let add = Change::AddSegment {
+        bridge: "br1".into(),
+        segment: "loc".into(),
+        settings: strings(&["type=local"]),
+    };
+    let header = "\n[[bridge.segment]]\nname = \"loc\"\ntype = \"local\"\n";
+    replaces(FILE, &add, ("\"veth2\"\n#", &format!("\"veth2\"\n{header}#")));
+}
+
+#[test]
+fn many_stations_come_and_go_in_one_change() {
+    let at = |last: u8| FdbConfig {
+        mac: MacAddr([2, 0, 0, 0, 0, last]),
+        segment: Some("red".into()),
+        vtep: Some([192, 0, 2, last].into()),
+        ..Default::default()
+    };
+    let entries: Vec<FdbConfig> = (2..200).map(at).collect();
+    let add = Change::AddFdb { bridge: "br-int".into(), entries: entries.clone() };
+    let with = edited(OVERLAY, &add);
+    assert_eq!(config::parse(&with).unwrap().bridges[0].fdb, entries);
+    assert_eq!(edited(&with, &add), with, "what is there stays");
+    let some = Change::DelFdb { bridge: "br-int".into(), entries: entries[..150].to_vec() };
+    assert_eq!(config::parse(&edited(&with, &some)).unwrap().bridges[0].fdb, entries[150..]);
+    let moved = FdbConfig { vtep: Some([192, 0, 2, 9].into()), ..at(2) };
+    let moved = Change::AddFdb { bridge: "br-int".into(), entries: vec![moved] };
+    assert_eq!(
+        edit(&with, &moved).unwrap_err().to_string(),
+        "02:00:00:00:00:02 in segment `red` of bridge `br-int` is behind VTEP 192.0.2.2 already; delete that entry first"
+    );
+}
+
+#[test]
+fn a_station_is_the_same_by_vlan_and_by_segment() {
+    let place = |vlan, segment: Option<&str>| FdbConfig {
+        vlan,
+        segment: segment.map(str::to_owned),
+        ..entry(1, 7, Some("vx"))
+    };
+    let vtep = |entry: FdbConfig| FdbConfig { port: None, vtep: Some([192, 0, 2, 2].into()), ..entry };
+    let by_name = vtep(place(None, Some("blue")));
+    let add = |entry: &FdbConfig| Change::AddFdb { bridge: "br-int".into(), entries: vec![entry.clone()] };
+    let with = edited(OVERLAY, &add(&by_name));
+    let by_vlan = vtep(place(VlanId::new(1).ok(), None));
+    assert_eq!(edited(&with, &add(&by_vlan)), with);
+    let del = Change::DelFdb { bridge: "br-int".into(), entries: vec![by_vlan] };
+    assert!(config::parse(&edited(&with, &del)).unwrap().bridges[0].fdb.is_empty());
+}
+
+#[test]
+fn neighbours_and_routes_come_and_go() {
+    let entry = |last: u8| NeighConfig {
+        segment: "red".into(),
+        address: [10, 0, 0, 5].into(),
+        mac: MacAddr([2, 0, 0, 0, 0, last]),
+    };
+    let add = |last| Change::AddNeigh { bridge: "br-int".into(), entries: vec![entry(last)] };
+    let with = edited(OVERLAY, &add(5));
+    let line = r#"neigh = [{ segment = "red", address = "10.0.0.5", mac = "02:00:00:00:00:05" }]"#;
+    assert!(with.contains(line), "{with}");
+    assert_eq!(edited(&with, &add(5)), with);
+    let refused = edit(&with, &add(6)).unwrap_err().to_string();
+    assert_eq!(refused, "10.0.0.5 in segment `red` is 02:00:00:00:00:05's already; delete that entry first");
+    let del = Change::DelNeigh { bridge: "br-int".into(), entries: vec![entry(0)] };
+    assert_eq!(edited(&with, &del), with.replace(line, "neigh = []"));
+    let refused = edit(OVERLAY, &del).unwrap_err().to_string();
+    assert_eq!(refused, "bridge `br-int` has no neighbour 10.0.0.5 in segment `red`");
+
+    let to = config::read_prefix("0.0.0.0/0").unwrap();
+    let add = Change::AddRoute(RouteConfig { to, via: Some([192, 0, 2, 254].into()), port: None });
+    let with = edited(OVERLAY, &add);
+    assert!(with.contains("[[route]]\nto = \"0.0.0.0/0\"\nvia = \"192.0.2.254\"\n"), "{with}");
+    assert_eq!(edited(&with, &add), with);
+    assert!(config::parse(&edited(&with, &Change::DelRoute(to))).unwrap().routes.is_empty());
+    let refused = edit(OVERLAY, &Change::DelRoute(to)).unwrap_err().to_string();
+    assert_eq!(refused, "there is no configured route to 0.0.0.0/0");
+}
+
 /// A valid file in various layouts.
 fn file() -> impl Strategy<Value = String> {
     let port = (any::<bool>(), any::<bool>(), prop::option::of(0..4096u16), "( # [a-z]{1,5})?");
@@ -313,9 +458,9 @@ fn changed(mut config: Config, change: &Change) -> Config {
             config.bridges[b].ports.push(port);
         }
         Change::DelBridge { bridge } => config.bridges.retain(|other| other.name != *bridge),
-        Change::AddFdb { bridge, vlan, mac, port } => {
+        Change::AddFdb { bridge, entries } => {
             let b = find(&config, bridge);
-            config.bridges[b].fdb.push(config::FdbConfig { mac: *mac, vlan: *vlan, port: port.clone() });
+            config.bridges[b].fdb.extend(entries.iter().cloned());
         }
         other => panic!("not made by `change`: {other:?}"),
     }

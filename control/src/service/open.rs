@@ -6,11 +6,13 @@ use std::time::Duration;
 use dataplane::frame::FramePool;
 use dataplane::port::netdev::{Admin, Netdev};
 use dataplane::port::tap::{self, TapConfig};
-use dataplane::port::{Port, packet, xdp};
+use dataplane::port::{Port, host, packet, xdp};
+use flowtable::id::PortId;
 
 use super::descriptors;
 use crate::compile::{AttachKind, Attachment};
 use crate::config::XdpMode;
+use crate::host::endpoints::Endpoints;
 
 /// An open device.
 pub struct Opened {
@@ -22,12 +24,44 @@ pub struct Opened {
     pub because: Option<String>,
 }
 
-/// Opens a device as asked, and waits at most so long for what another process has. The error is one line with the cure.
-pub fn open(want: &Attachment, pool: &Arc<FramePool>, patience: Duration) -> Result<Opened, String> {
-    descriptors::check(want.queues)?;
-    if want.kind == AttachKind::Internal {
-        return internal(want);
+/// What ports are made of.
+pub struct Opener {
+    /// Frames.
+    pub pool: Arc<FramePool>,
+    /// Who is at the other end of ports with configured addresses.
+    pub endpoints: Arc<Endpoints>,
+    /// Who is told whose path a packet of the host's stack was too long for.
+    pub overlong: Arc<host::Overlong>,
+}
+
+impl Opener {
+    /// Opens a device as asked, and waits at most so long for what another process has. The error is one line with the
+    /// cure.
+    pub fn open(&self, id: PortId, want: &Attachment, patience: Duration) -> Result<Opened, String> {
+        descriptors::check(want.queues)?;
+        match want.kind {
+            AttachKind::Internal => internal(want),
+            AttachKind::Vtep => self.vtep(id),
+            AttachKind::HostTunnel(request) => self.host_tunnel(request),
+            AttachKind::System | AttachKind::Afxdp | AttachKind::Afpacket => {
+                netdev(want, &self.pool, patience)
+            }
+        }
     }
+
+    fn vtep(&self, id: PortId) -> Result<Opened, String> {
+        let queue =
+            self.endpoints.open(id).map_err(|e| format!("cannot start the switch's own stack: {e}"))?;
+        Ok(Opened { queues: vec![queue], obtained: "vtep".to_owned(), because: None })
+    }
+
+    fn host_tunnel(&self, request: host::Request) -> Result<Opened, String> {
+        let queue = host::open(request, &self.overlong).map_err(|e| e.to_string())?;
+        Ok(Opened { queues: boxed(vec![queue]), obtained: "sockets of the host".to_owned(), because: None })
+    }
+}
+
+fn netdev(want: &Attachment, pool: &Arc<FramePool>, patience: Duration) -> Result<Opened, String> {
     if let Some(mtu) = want.mtu {
         let device = Netdev::open(&want.name).map_err(|e| e.to_string())?;
         device.set_mtu(mtu.into()).map_err(|e| e.to_string())?;
@@ -35,7 +69,7 @@ pub fn open(want: &Attachment, pool: &Arc<FramePool>, patience: Duration) -> Res
     match want.kind {
         AttachKind::Afxdp => afxdp(want, pool, patience),
         AttachKind::Afpacket => afpacket(want),
-        AttachKind::System | AttachKind::Internal => afxdp(want, pool, patience).or_else(|refused| {
+        _ => afxdp(want, pool, patience).or_else(|refused| {
             let because = Some(refused);
             Ok(Opened { because, ..afpacket(want)? })
         }),

@@ -8,12 +8,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use dataplane::frame::FramePool;
 use dataplane::port::xdp;
 use dataplane::switch::Switch;
 use flowtable::id::PortId;
 
-use super::open::{Opened, open};
+use super::open::{Opened, Opener};
 use crate::api::report::Trouble;
 use crate::compile::{AttachKind, Attachment};
 use crate::links::{Link, Links};
@@ -21,6 +20,9 @@ use crate::links::{Link, Links};
 /// How long after a port broke we look at it again, if netlink does not tell us sooner: a driver that resets
 /// itself takes its queues down for moments.
 const RETRY: Duration = Duration::from_millis(100);
+
+/// How often a port that hangs on no interface is tried again: nobody tells when it may work.
+const TRY_AGAIN: Duration = Duration::from_secs(1);
 
 /// Threads that close devices when many go at once.
 const CLOSERS: usize = 16;
@@ -106,6 +108,9 @@ impl Slot {
     }
 
     fn step(&self, now: Seen) -> Step {
+        if !self.want.kind.has_netdev() {
+            return if self.is_up() { Step::Keep } else { Step::Open };
+        }
         match (self.want.kind, &self.state, now) {
             (AttachKind::Internal, State::Up { .. }, Seen::Missing) => Step::Reopen,
             (AttachKind::Internal, State::Up { .. }, _) => Step::Keep,
@@ -136,14 +141,14 @@ pub struct Moves {
 /// All devices.
 pub struct Ports {
     switch: Arc<Switch>,
-    pool: Arc<FramePool>,
+    opener: Opener,
     slots: BTreeMap<PortId, Slot>,
 }
 
 impl Ports {
     /// None yet.
-    pub fn new(switch: Arc<Switch>, pool: Arc<FramePool>) -> Self {
-        Ports { switch, pool, slots: BTreeMap::new() }
+    pub fn new(switch: Arc<Switch>, opener: Opener) -> Self {
+        Ports { switch, opener, slots: BTreeMap::new() }
     }
 
     /// How a device is, if the port has one.
@@ -151,9 +156,10 @@ impl Ports {
         self.slots.get(&port).map(|slot| &slot.state)
     }
 
-    /// Every port that has a device, with the device's name.
+    /// Every port that has a netdev, with its name.
     pub fn devices(&self) -> impl Iterator<Item = (PortId, &str)> {
-        self.slots.iter().map(|(id, slot)| (*id, slot.want.name.as_str()))
+        let with_netdev = self.slots.iter().filter(|(_, slot)| slot.want.kind.has_netdev());
+        with_netdev.map(|(id, slot)| (*id, slot.want.name.as_str()))
     }
 
     /// Every port whose device is not open.
@@ -267,13 +273,14 @@ impl Ports {
             }
         }
         slot.seen = if slot.is_up() { now.with(slot.want.mtu) } else { now };
-        slot.retry = None;
+        let deaf = !slot.is_up() && !slot.want.kind.has_netdev();
+        slot.retry = deaf.then(|| Instant::now() + TRY_AGAIN);
         self.slots.insert(id, slot);
     }
 
     fn open(&self, id: PortId, slot: &mut Slot, patience: Duration) {
         let want = &slot.want;
-        slot.state = match open(want, &self.pool, patience) {
+        slot.state = match self.opener.open(id, want, patience) {
             Ok(Opened { queues, obtained, because }) => {
                 let why = because.iter().map(|reason| format!(" because {reason}")).collect::<String>();
                 tracing::info!(port = want.name, "port is up: {obtained}{why}");
@@ -282,8 +289,11 @@ impl Ports {
                 State::Up { obtained, because, queues: count }
             }
             Err(error) => {
-                tracing::error!(port = want.name, "cannot open port: {error}");
-                State::Failed(error)
+                let failed = State::Failed(error.clone());
+                if slot.state != failed {
+                    tracing::error!(port = want.name, "cannot open port: {error}");
+                }
+                failed
             }
         };
     }
@@ -341,7 +351,7 @@ mod tests {
 
     #[test]
     fn a_port_that_depends_on_the_mtu_follows_it() {
-        let link = |mtu| Link { index: 3, name: "eth1".into(), up: true, running: true, mtu };
+        let link = |mtu| Link { index: 3, name: "eth1".into(), up: true, running: true, mtu, mac: None };
         let seen = |kind, mtu| Seen::of(Some(&link(mtu)), kind);
         for kind in [AttachKind::Afxdp, AttachKind::System] {
             let opened = slot(kind, up(), seen(kind, 1500));

@@ -4,17 +4,20 @@ use std::collections::BTreeMap;
 
 use dataplane::switch::Learn;
 use dataplane::tables::{VlanConfig, VlanMode, VlanSet};
+use dataplane::tunnel::Carrier;
 use flowtable::action::DropReason;
+use flowtable::field::{Field, TunnelFlags};
 use flowtable::flow::Flow;
-use flowtable::id::{BridgeId, PortId};
+use flowtable::id::{BridgeId, Place, PortId, SegmentId};
+use flowtable::key::FlowKey;
 use flowtable::text;
 use flowtable::{fdb, mcast};
 
 use super::Service;
+use super::overlay::tunnel_text;
 use super::ports::State;
 use crate::api::report::*;
-use crate::compile::compile;
-use crate::config::{PortKind, ranges};
+use crate::config::{PortKind, ranges, tunnel_name};
 use crate::model::{Bridge, LOCAL, Port};
 
 impl Service {
@@ -62,10 +65,9 @@ impl Service {
 
     /// Every bridge.
     pub fn bridge_reports(&self) -> Vec<BridgeReport> {
-        let tables = compile(&self.model).tables;
         let report = |bridge: Bridge| BridgeReport {
             name: bridge.config.name.clone(),
-            datapath_id: format!("{:016x}", tables.bridge(bridge.id).map_or(0, |b| b.datapath_id)),
+            datapath_id: format!("{:016x}", self.tables.bridge(bridge.id).map_or(0, |b| b.datapath_id)),
             ports: bridge.config.ports.iter().map(|port| port.name.clone()).collect(),
             mac_entries: self.switch.fdb(bridge.id).len(),
             mac_table_size: bridge.config.mac_table_size,
@@ -79,16 +81,16 @@ impl Service {
 
     /// Every port.
     pub fn port_reports(&self) -> Vec<PortReport> {
-        let tables = compile(&self.model).tables;
-        let vlan = |port: PortId| tables.port(port).map_or(String::new(), |entry| vlan_text(&entry.vlan));
-        self.model.ports().map(|port| self.port_report(&port, vlan(port.id))).collect()
+        self.model.ports().map(|port| self.port_report(&port)).collect()
     }
 
-    fn port_report(&self, port: &Port, vlan: String) -> PortReport {
+    fn port_report(&self, port: &Port) -> PortReport {
         let stats = self.switch.port_stats(port.id);
+        let is_tunnel = matches!(port.config.kind, PortKind::Tunnel(_));
+        let stats = if is_tunnel { stats.of_tunnel() } else { stats };
         let Condition { state, obtained, because, error, queues } = self.condition(port);
         let drops = DropReason::ALL.iter().map(|reason| (reason.name().to_owned(), stats.dropped(*reason)));
-        let attached = port.config.kind != PortKind::Patch;
+        let attached = !matches!(port.config.kind, PortKind::Patch | PortKind::Tunnel(_));
         let mtu = self
             .devices
             .mtus
@@ -106,7 +108,7 @@ impl Service {
             state,
             error,
             mtu: attached.then_some(mtu),
-            vlan,
+            vlan: self.vlan_text(port),
             queues,
             rx: Traffic { frames: stats.rx_frames, bytes: stats.rx_bytes },
             tx: Traffic { frames: stats.tx_frames, bytes: stats.tx_bytes },
@@ -116,7 +118,35 @@ impl Service {
         }
     }
 
+    /// What a port carries: its VLANs, or the segments that name it.
+    fn vlan_text(&self, port: &Port) -> String {
+        let Some(entry) = self.tables.port(port.id) else { return String::new() };
+        match &port.config.segment {
+            Some(segment) => format!("segment {segment}"),
+            None if port.config.is_flow_based() || self.tables.segments.is_uplink(port.id) => {
+                "segments".to_owned()
+            }
+            None => vlan_text(&entry.vlan),
+        }
+    }
+
+    /// How a tunnel port is. What rides on the host's stack is as the listener's sockets are.
+    fn tunnel_condition(&self, port: &Port) -> Option<Condition> {
+        let (obtained, carrier, listener) = tunnel_text(&self.tables, port.id)?;
+        let error = match self.ports.state(listener) {
+            Some(State::Down(error) | State::Failed(error)) if carrier == Carrier::Host => {
+                Some(error.clone())
+            }
+            _ => None,
+        };
+        let state = if error.is_some() { PortState::Error } else { PortState::Up };
+        Some(Condition::without_device(state, Some(obtained), error))
+    }
+
     fn condition(&self, port: &Port) -> Condition {
+        if let Some(condition) = self.tunnel_condition(port) {
+            return condition;
+        }
         match self.ports.state(port.id).cloned() {
             Some(State::Up { obtained, because, queues }) => {
                 Condition { state: PortState::Up, obtained: Some(obtained), because, error: None, queues }
@@ -161,12 +191,17 @@ impl Service {
     pub fn fdb_reports(&self, bridge: &Bridge) -> Vec<FdbReport> {
         let ports = self.ports_of(bridge);
         let report = |entry: fdb::Entry| {
-            let port = ports.get(&entry.port)?;
+            let port = ports.get(&entry.place.port())?;
             Some(FdbReport {
                 bridge: bridge.config.name.clone(),
                 vlan: entry.station.segment.0,
+                segment: self.segment_name(bridge, entry.station.segment),
                 mac: entry.station.mac.to_string(),
                 port: port.config.name.clone(),
+                vtep: match entry.place {
+                    Place::Vtep { address, .. } => Some(address.to_string()),
+                    Place::Port(_) => None,
+                },
                 ofport: port.ofport,
                 age_s: (entry.origin == fdb::Origin::Learned).then_some(entry.age.as_secs()),
             })
@@ -182,6 +217,7 @@ impl Service {
             Some(MdbReport {
                 bridge: bridge.config.name.clone(),
                 vlan: entry.segment.0,
+                segment: self.segment_name(bridge, entry.segment),
                 group: entry.group.map(|group| group.to_string()),
                 port: port.config.name.clone(),
                 ofport: port.ofport,
@@ -189,6 +225,10 @@ impl Service {
             })
         };
         self.switch.mdb(bridge.id).into_iter().filter_map(report).collect()
+    }
+
+    fn segment_name(&self, bridge: &Bridge, segment: SegmentId) -> Option<String> {
+        self.tables.segments.get(bridge.id, segment).map(|segment| segment.name.clone())
     }
 
     fn ports_of(&self, bridge: &Bridge) -> BTreeMap<PortId, Port<'_>> {
@@ -202,7 +242,11 @@ impl Service {
     pub fn explain(&self, bridge: &Bridge, flow: &str, learn: Learn) -> Result<TraceReport, String> {
         let bad = |e: &dyn std::fmt::Display| format!("Bad openflow flow syntax: {flow}: {e}");
         let numbered = self.with_port_ids(bridge, flow).map_err(|e| bad(&e))?;
-        let (key, _) = text::parse(&numbered, &|_| None).map_err(|e| bad(&e))?;
+        let (mut key, _) = text::parse(&numbered, &|_| None).map_err(|e| bad(&e))?;
+        if ["tun_id=", "tunnel_id="].iter().any(|id| numbered.contains(id)) {
+            key = key.with(Field::TunFlags, key.tun_flags() | TunnelFlags::KEY);
+        }
+        let key = self.as_it_arrives(key)?;
         let all = self.names();
         let names = |port| all.get(&port).map(|name| name.to_string());
         let trace = self.switch.trace(&key, learn);
@@ -213,6 +257,17 @@ impl Service {
             megaflow: text::print(&key, &trace.decision.mask, &names),
             actions: text::print_actions(&trace.decision.actions, &names),
         })
+    }
+
+    /// A key as a poller has it: a frame that comes out of a tunnel comes in by the listener.
+    fn as_it_arrives(&self, key: FlowKey) -> Result<FlowKey, String> {
+        let Some((_, carrier, listener)) = tunnel_text(&self.tables, key.in_port()) else { return Ok(key) };
+        if carrier == Carrier::Switch && key.tun_dst().is_unspecified() {
+            let cure =
+                "say which with tun_src, tun_dst and tun_id, or trace the outer frame where it comes in";
+            return Err(format!("frames come in by a tunnel port from behind outer headers; {cure}"));
+        }
+        Ok(key.with(Field::InPort, listener))
     }
 
     /// The pollers.
@@ -285,7 +340,7 @@ impl Service {
         self.model.ports().find(|port| port.bridge == bridge.id && fits(port)).map(|port| port.id)
     }
 
-    fn bridge_name(&self, bridge: BridgeId) -> String {
+    pub(super) fn bridge_name(&self, bridge: BridgeId) -> String {
         self.model.bridges().find(|b| b.id == bridge).map_or_else(String::new, |b| b.config.name.clone())
     }
 }
@@ -322,6 +377,8 @@ fn kind_name(kind: PortKind) -> &'static str {
         PortKind::Afpacket => "afpacket",
         PortKind::Internal => "internal",
         PortKind::Patch => "patch",
+        PortKind::Tunnel(kind) => tunnel_name(kind),
+        PortKind::Vtep => "vtep",
     }
 }
 

@@ -3,6 +3,7 @@
 //! [`pair`] gives the port and its [`Peer`], the other end of the cable. Frames move through the queues whole:
 //! nothing is copied, so a bench that puts back what it takes out measures the switch and not `memcpy`.
 //! The two ends may be on different threads. Each frame costs one atomic push and one pop.
+//! A [`ringing_pair`] is also how control sits on the underlay: there the peer sleeps until the port sends.
 //!
 //! A full queue is a full wire: what the port sends then stays in its batch. Dropping the peer is what
 //! deleting the interface is elsewhere: the port reports [`PortError::Gone`].
@@ -26,6 +27,8 @@ struct Wire {
     from_port: ArrayQueue<Frame>,
     unplugged: AtomicBool,
     wake: Option<EventFd>,
+    /// Rung when the port has sent.
+    bell: Option<Arc<EventFd>>,
 }
 
 impl Wire {
@@ -37,7 +40,7 @@ impl Wire {
 
     fn new(capacity: usize, wake: Option<EventFd>) -> Wire {
         let queue = || ArrayQueue::new(capacity);
-        Wire { to_port: queue(), from_port: queue(), unplugged: AtomicBool::new(false), wake }
+        Wire { to_port: queue(), from_port: queue(), unplugged: AtomicBool::new(false), wake, bell: None }
     }
 
     /// Ends all frames that are under way.
@@ -58,8 +61,24 @@ pub fn pair(pool: &Arc<FramePool>, capacity: usize) -> (MemoryPort, Peer) {
 /// # Errors
 /// If the process has no descriptor left.
 pub fn waking_pair(pool: &Arc<FramePool>, capacity: usize) -> io::Result<(MemoryPort, Peer)> {
-    let wake = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
-    Ok(Wire::ends(Wire::new(capacity, Some(wake)), pool))
+    Ok(Wire::ends(Wire::new(capacity, Some(eventfd()?)), pool))
+}
+
+/// As [`waking_pair`], with a bell that the port rings whenever it has sent: several peers may share it.
+///
+/// # Errors
+/// If the process has no descriptor left.
+pub fn ringing_pair(
+    pool: &Arc<FramePool>,
+    capacity: usize,
+    bell: &Arc<EventFd>,
+) -> io::Result<(MemoryPort, Peer)> {
+    let bell = Some(Arc::clone(bell));
+    Ok(Wire::ends(Wire { bell, ..Wire::new(capacity, Some(eventfd()?)) }, pool))
+}
+
+fn eventfd() -> io::Result<EventFd> {
+    Ok(EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?)
 }
 
 /// The switch's end.
@@ -103,6 +122,9 @@ impl Port for MemoryPort {
         for frame in batch.drain(..room.min(batch.len())) {
             sent.count(&frame);
             self.wire.from_port.push(frame).expect("only this port fills the queue");
+        }
+        if let Some(bell) = self.wire.bell.as_ref().filter(|_| sent.frames > 0) {
+            let _ = bell.write(1);
         }
         Ok(sent)
     }
@@ -158,8 +180,15 @@ impl Peer {
 
     /// Takes all that the switch has sent.
     pub fn drain(&mut self) -> Vec<Delivered> {
+        self.receive(usize::MAX)
+    }
+
+    /// Takes so many frames that the switch has sent, or as many as there are.
+    pub fn receive(&mut self, most: usize) -> Vec<Delivered> {
         let mut all = Vec::new();
-        while let Some(frame) = self.take() {
+        while all.len() < most
+            && let Some(frame) = self.take()
+        {
             all.push(Delivered { bytes: frame.bytes().to_vec(), offload: frame.offload });
             self.cache.free(frame);
         }
@@ -286,6 +315,19 @@ mod tests {
         port.close(&mut frames);
         drop(frames);
         assert_eq!(pool.available(), (2048, 64));
+    }
+
+    #[test]
+    fn a_port_that_sends_rings_the_bell() {
+        let (pool, mut frames) = pool();
+        let bell = Arc::new(eventfd().unwrap());
+        let (mut one, mut peer) = ringing_pair(&pool, 4, &bell).unwrap();
+        let (mut other, _peer) = ringing_pair(&pool, 4, &bell).unwrap();
+        assert_eq!(bell.read(), Err(nix::Error::EAGAIN));
+        rig::send(&mut one, &mut frames, &numbered(0, 60), Offload::NONE);
+        assert_eq!((bell.read(), peer.drain().len()), (Ok(1), 1));
+        rig::send(&mut other, &mut frames, &numbered(0, 60), Offload::NONE);
+        assert_eq!(bell.read(), Ok(1));
     }
 
     #[test]

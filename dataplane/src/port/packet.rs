@@ -15,7 +15,6 @@
 //!   (no `PACKET_QDISC_BYPASS`). The kernel takes a frame 4 bytes over the MTU only if its outer tag is
 //!   802.1Q: for full-size 802.1ad frames raise the device's MTU by 4.
 
-use std::cell::RefCell;
 use std::os::fd::{AsFd, OwnedFd};
 
 use encap::field::VlanTag;
@@ -23,8 +22,10 @@ use nix::errno::Errno;
 use nix::net::if_::InterfaceFlags;
 use thiserror::Error;
 
-use self::socket::{Arrival, Overflow};
+use self::socket::Arrival;
 use super::netdev::{Netdev, NetdevError};
+use super::overflow::{self, Overflow};
+use super::sockopt::Failure;
 use super::{Counters, Offloads, Port, PortError, Readiness, Sent, vnet};
 use crate::batch::Batch;
 use crate::frame::{Frame, FrameCache};
@@ -89,7 +90,7 @@ pub fn open(name: &str, queues: u16) -> Result<Vec<PacketPort>, PacketError> {
         return Err(PacketError::Down { name: name.into() });
     }
     let index = device.index()?;
-    let refused = |failure: socket::Failure| match failure.errno {
+    let refused = |failure: Failure| match failure.errno {
         Errno::EPERM | Errno::EACCES => PacketError::Forbidden { name: name.into() },
         Errno::ENODEV | Errno::ENXIO => NetdevError::Missing(name.into()).into(),
         Errno::ENETDOWN => PacketError::Down { name: name.into() },
@@ -103,11 +104,6 @@ pub fn open(name: &str, queues: u16) -> Result<Vec<PacketPort>, PacketError> {
     let offloads = Offloads { csum: true, tso: true, uso: socket::takes_udp_gso() };
     let port = |socket| PacketPort { socket, offloads, counters: Counters::default() };
     Ok(sockets.into_iter().map(port).collect())
-}
-
-thread_local! {
-    /// One for all packet ports of a poller: it is used only while one of them receives.
-    static OVERFLOW: RefCell<Overflow> = RefCell::new(Overflow::new());
 }
 
 /// One socket on a network device.
@@ -126,11 +122,7 @@ impl PacketPort {
         (arrival, rest): (&Arrival, &[u8]),
         frames: &mut FrameCache,
     ) -> Option<Frame> {
-        let big = if arrival.len > small.room() { frames.alloc_big() } else { None };
-        let mut frame = match big {
-            Some(big) => join(small, rest, big, frames),
-            None => small,
-        };
+        let mut frame = overflow::join(small, arrival.len, rest, frames);
         let whole = vnet::arrive(&mut frame, arrival.len, &arrival.header, &mut self.counters);
         if whole && arrival.tag.is_none_or(|tag| restore(tag, &mut frame)) {
             return Some(frame);
@@ -156,15 +148,6 @@ fn is_gone(errno: Errno) -> bool {
     matches!(errno, Errno::ENETDOWN | Errno::ENXIO | Errno::ENODEV)
 }
 
-/// Moves a frame that is longer than a small one into a big one.
-fn join(mut small: Frame, rest: &[u8], mut big: Frame, frames: &mut FrameCache) -> Frame {
-    let (head, tail) = big.room_mut().split_at_mut(small.room());
-    head.copy_from_slice(small.room_mut());
-    tail.copy_from_slice(rest);
-    frames.free(small);
-    big
-}
-
 /// Puts a tag where it was before the kernel took it out: behind the addresses. `false` if the frame has none.
 fn restore(tag: VlanTag, frame: &mut Frame) -> bool {
     if frame.len() < 12 {
@@ -181,18 +164,17 @@ impl Port for PacketPort {
     fn rx(&mut self, frames: &mut FrameCache, batch: &mut Batch) -> Result<(), PortError> {
         let room = batch.remaining_capacity();
         let mut small: Batch = (0..room).map_while(|_| frames.alloc()).collect();
-        OVERFLOW
-            .with_borrow_mut(|overflow| {
-                let received = socket::receive(&self.socket, &mut small, overflow);
-                let arrivals = received.as_deref().unwrap_or_default();
-                let unused = small.drain(arrivals.len()..);
-                unused.for_each(|frame| frames.free(frame));
-                for (place, (frame, arrival)) in small.drain(..).zip(arrivals).enumerate() {
-                    batch.extend(self.accept(frame, (arrival, overflow.of(place)), frames));
-                }
-                received.map(drop)
-            })
-            .or_else(|errno| self.receive_failed(errno))
+        Overflow::with(|overflow| {
+            let received = socket::receive(&self.socket, &mut small, overflow);
+            let arrivals = received.as_deref().unwrap_or_default();
+            let unused = small.drain(arrivals.len()..);
+            unused.for_each(|frame| frames.free(frame));
+            for (place, (frame, arrival)) in small.drain(..).zip(arrivals).enumerate() {
+                batch.extend(self.accept(frame, (arrival, overflow.of(place)), frames));
+            }
+            received.map(drop)
+        })
+        .or_else(|errno| self.receive_failed(errno))
     }
 
     fn tx(&mut self, frames: &mut FrameCache, batch: &mut Batch) -> Result<Sent, PortError> {

@@ -1,22 +1,31 @@
 //! The bridge stage: IEEE 802.1D/Q learning, filtering and forwarding, as `NORMAL` does it in Open vSwitch
 //! (ovs-vswitchd.conf.db(5), tables Bridge and Port; RFC 4541 for snooping).
 
-use encap::field::{EtherType, IpProto};
+use encap::field::{EtherType, IpProto, MacAddr};
 use flowtable::action::{DropReason, Effect};
 use flowtable::fdb::Fdb;
-use flowtable::id::{PortId, SegmentId, Station};
+use flowtable::id::{BridgeId, Place, PortId, SegmentId, Station};
 use flowtable::mcast::{Group, McastTable};
 
-use super::vlan::Refused;
-use super::{Ingress, Steps, Walk, is_reserved};
-use crate::tables::{Bridge, PortEntry, SnoopingConfig};
+use super::exit::Exit;
+use super::vlan::{Refused, Tags};
+use super::{Ingress, Mapped, Steps, Walk, is_reserved};
+use crate::segment::Segments;
+use crate::tables::{Bridge, PortEntry, PortKind, SnoopingConfig};
 
 /// A frame inside a bridge, past its ingress checks.
-struct Inside<'a> {
-    ingress: Ingress,
+pub(super) struct Inside<'a> {
+    pub(super) ingress: Ingress,
+    pub(super) segment: SegmentId,
     entry: &'a PortEntry,
     bridge: &'a Bridge,
-    segment: SegmentId,
+}
+
+impl Inside<'_> {
+    /// Its segment, and its tags.
+    pub(super) fn tagged(&self) -> (SegmentId, &Tags) {
+        (self.segment, &self.ingress.tags)
+    }
 }
 
 /// Who gets a multicast frame.
@@ -39,6 +48,12 @@ impl<'a, S: Steps> Walk<'a, S> {
             return Err(DropReason::Reserved);
         }
         self.learn(&inside);
+        if let Some(mac) = self.answer(&inside) {
+            let in_port = self.in_port;
+            self.say(inside.ingress.depth, || format!("the switch answers: {mac} has the address"));
+            self.exits.push((Tags::default(), Exit::Answer(mac, in_port)));
+            return Ok(());
+        }
         if dst.is_multicast() {
             let audience = self.audience(&inside);
             return self.multicast(&inside, &audience);
@@ -59,72 +74,153 @@ impl<'a, S: Steps> Walk<'a, S> {
             self.say(depth, || "the source is a group address".into());
             return Err(DropReason::SourceMulticast);
         }
-        let tags = ingress.tags.enter(&entry.vlan, &mut self.probe).map_err(|refused| {
+        let (segment, tags) = self.join(&ingress, entry).map_err(|refused| {
             self.steps
                 .step(depth, || format!("the port does not carry this frame's VLAN ({:?})", entry.vlan.mode));
-            reason(refused)
+            DropReason::from(refused)
         })?;
-        let vlan = tags.vlan(&mut self.probe);
-        self.say(depth, || format!("VLAN {vlan}"));
-        Ok(Inside { ingress: Ingress { tags, ..ingress }, entry, bridge, segment: vlan.into() })
+        let segments = &self.tables().segments;
+        self.say(depth, || called(segments, entry.bridge, segment));
+        Ok(Inside { ingress: Ingress { tags, ..ingress }, segment, entry, bridge })
     }
 
-    /// Notes where the source lives, unless the VLAN only floods.
+    /// The switch's own answer, to a sender on this switch.
+    fn answer(&mut self, inside: &Inside<'a>) -> Option<MacAddr> {
+        let segment = self.tables().segments.get(inside.entry.bridge, inside.segment)?;
+        let port = inside.ingress.port;
+        let here =
+            inside.ingress.depth == 0 && self.barred.is_none() && !self.tables().segments.is_uplink(port);
+        if here { self.known_neighbour(segment) } else { None }
+    }
+
+    /// Notes where the source lives, unless the VLAN only floods. Nobody else is believed to have an address of ours.
     fn learn(&mut self, inside: &Inside<'a>) {
-        if self.floods(inside) {
+        if self.is_anonymous(inside) {
             return;
         }
-        let station = Station { segment: inside.segment, mac: self.probe.eth_src() };
+        let mac = self.probe.eth_src();
+        if self.endpoint(inside, mac).is_some() {
+            return;
+        }
+        let station = Station { segment: inside.segment, mac };
         let (port, bridge) = (inside.ingress.port, inside.entry.bridge);
+        let place = match inside.ingress.mapped {
+            Some(Mapped { vtep, .. }) => Place::Vtep { tunnel: port, address: vtep },
+            None => Place::Port(port),
+        };
         self.depends |= Fdb::dependency(station);
-        self.effects.push(Effect::Learn { bridge, station, port });
+        self.effects.push(Effect::Learn { bridge, station, place });
+    }
+
+    /// Is nothing learned from this frame: is the VLAN in `flood_vlans`, or the segment's tunnel not learned from?
+    fn is_anonymous(&self, inside: &Inside<'a>) -> bool {
+        let segment = self.tables().segments.get(inside.entry.bridge, inside.segment);
+        let tunnelled = inside.ingress.mapped.is_some();
+        self.floods(inside) || tunnelled && segment.is_some_and(|segment| !segment.learning)
     }
 
     /// Is the VLAN in `flood_vlans`?
-    fn floods(&mut self, inside: &Inside<'a>) -> bool {
-        let vlan = inside.ingress.tags.vlan(&mut self.probe);
-        inside.bridge.flood_vlans.contains(vlan)
+    fn floods(&self, inside: &Inside<'a>) -> bool {
+        inside.segment.vlan().is_some_and(|vlan| inside.bridge.flood_vlans.contains(vlan))
     }
 
     fn unicast(&mut self, inside: &Inside<'a>) -> Result<(), DropReason> {
         let (depth, segment) = (inside.ingress.depth, inside.segment);
         let dst = self.probe.eth_dst();
-        let learned = match self.floods(inside) {
-            true => None,
-            false => {
-                let station = Station { segment, mac: dst };
-                self.depends |= Fdb::dependency(station);
-                let learned = self.view.snapshot.learned(inside.entry.bridge);
-                learned.and_then(|l| l.fdb().lookup(station, self.view.now))
-            }
-        };
-        let Some(port) = learned else {
-            self.say(depth, || format!("{dst} is not learned in VLAN {segment}: flood"));
+        let Some(place) = self.endpoint(inside, dst).or_else(|| self.place(inside, dst)) else {
+            let segments = &self.tables().segments;
+            let called = || called(segments, inside.entry.bridge, segment);
+            self.say(depth, || format!("{dst} is not known in {}: flood", called()));
             return self.multicast(inside, &Audience::All);
         };
+        let port = place.port();
         let entry = self.entry(port).filter(|e| e.bridge == inside.entry.bridge);
         let entry = entry.ok_or(DropReason::PortDown)?;
-        self.say(depth, || format!("{dst} is learned on port `{}`", entry.name));
-        if port == inside.ingress.port {
-            return Err(DropReason::NoDestination);
+        self.say(depth, || match place {
+            Place::Port(_) => format!("{dst} is behind port `{}`", entry.name),
+            Place::Vtep { address, .. } => format!("{dst} is behind VTEP {address}"),
+        });
+        match (self.barred, entry.kind) {
+            (Some(reason), PortKind::Tunnel(_)) => return Err(reason),
+            _ if port == inside.ingress.port => return Err(DropReason::NoDestination),
+            _ if entry.protected && inside.entry.protected => return Err(DropReason::Protected),
+            _ => {}
         }
-        if entry.protected && inside.entry.protected {
-            return Err(DropReason::Protected);
+        match self.terminates(port) {
+            Some((kind, listener)) => {
+                self.part(inside.tagged(), (port, entry)).map_err(DropReason::from)?;
+                let again = self.entry(listener).map_or("", |entry| &entry.name);
+                self.say(depth, || {
+                    format!("a {kind} tunnel ends here: outer headers off, and in again by `{again}`")
+                });
+                self.exits.push((Tags::default(), Exit::Inner(kind, listener)));
+                Ok(())
+            }
+            None => self.output(inside, place),
         }
-        self.output(&inside.ingress, port).map_err(reason)
+    }
+
+    /// Where an address was learned, or is configured, to be.
+    fn place(&mut self, inside: &Inside<'a>, mac: MacAddr) -> Option<Place> {
+        if self.floods(inside) {
+            return None;
+        }
+        let station = Station { segment: inside.segment, mac };
+        self.depends |= Fdb::dependency(station);
+        let learned = self.view.snapshot.learned(inside.entry.bridge)?;
+        learned.fdb().lookup(station, self.view.now)
+    }
+
+    /// The port of ours with this address, if it carries the segment: that need not be learned.
+    fn endpoint(&mut self, inside: &Inside<'a>, mac: MacAddr) -> Option<Place> {
+        let tables = self.tables();
+        let endpoints = tables.underlay.endpoints.iter().filter(|(_, endpoint)| endpoint.mac == mac);
+        let ports = endpoints.map(|(port, _)| *port).filter(|port| {
+            let entry = tables.port(*port).filter(|entry| entry.bridge == inside.entry.bridge);
+            entry.is_some_and(|entry| self.part(inside.tagged(), (*port, entry)).is_ok())
+        });
+        // Of several the first, whatever the order of the map.
+        ports.min().map(Place::Port)
+    }
+
+    /// Sends the frame where it lives: by a port, into the next bridge if that is a patch, into a tunnel.
+    fn output(&mut self, inside: &Inside<'a>, place: Place) -> Result<(), DropReason> {
+        let (port, depth) = (place.port(), inside.ingress.depth);
+        let Some(entry) = self.entry(port) else { return Ok(()) };
+        if let PortKind::Tunnel(tunnel) = entry.kind {
+            let vtep = match place {
+                Place::Vtep { address, .. } => Some(address),
+                Place::Port(_) => None,
+            };
+            return self.enter_tunnel(inside, (port, tunnel), vtep);
+        }
+        let tags = self.part(inside.tagged(), (port, entry)).map_err(DropReason::from)?;
+        if let PortKind::Patch { peer } = entry.kind {
+            self.say(depth, || format!("through patch port `{}`", entry.name));
+            // A frame that dies in the next bridge dies there alone: a reason counts only if nothing leaves at all.
+            return self.bridge(Ingress::by(peer, tags, depth + 1));
+        }
+        self.say(depth, || format!("output to port `{}`", entry.name));
+        self.exits.push((tags, Exit::Port(port)));
+        Ok(())
     }
 
     /// Sends to everybody in the audience but the ingress port and, from a protected port, other protected ones.
     fn multicast(&mut self, inside: &Inside<'a>, audience: &Audience) -> Result<(), DropReason> {
+        let mut result = Ok(());
         for &port in &inside.bridge.ports {
             let Some(entry) = self.entry(port) else { continue };
-            let hidden = port == inside.ingress.port || entry.protected && inside.entry.protected;
+            let barred = matches!(entry.kind, PortKind::Tunnel(_)) && self.barred.is_some();
+            let hidden = barred || port == inside.ingress.port || entry.protected && inside.entry.protected;
             if !hidden && audience.includes(port, entry) {
-                // A port that does not carry the VLAN is simply not part of the flood.
-                let _ = self.output(&inside.ingress, port);
+                match self.output(inside, Place::Port(port)) {
+                    // A port that does not carry the VLAN is simply not part of the flood.
+                    Ok(()) | Err(DropReason::Vlan | DropReason::CustomerVlan) => {}
+                    Err(reason) => result = Err(reason),
+                }
             }
         }
-        Ok(())
+        result
     }
 
     /// Who gets this multicast frame. Without snooping: all.
@@ -195,11 +291,10 @@ impl<'a, S: Steps> Walk<'a, S> {
         let learned = self.view.snapshot.learned(inside.entry.bridge);
         let members = learned.and_then(|l| l.mcast().lookup(segment, group, self.view.now));
         let known = members.is_some();
+        let segments = &self.tables().segments;
         self.say(inside.ingress.depth, || {
-            format!(
-                "group {group} in VLAN {segment} {}",
-                if known { "has members" } else { "is not registered" }
-            )
+            let called = called(segments, inside.entry.bridge, segment);
+            format!("group {group} in {called} {}", if known { "has members" } else { "is not registered" })
         });
         match members {
             None if snooping.flood_unregistered => Audience::All,
@@ -222,10 +317,23 @@ impl Audience {
     }
 }
 
-fn reason(refused: Refused) -> DropReason {
-    match refused {
-        Refused::Vlan => DropReason::Vlan,
-        Refused::CustomerVlan => DropReason::CustomerVlan,
-        Refused::TooDeep => DropReason::TooDeep,
+/// How people call a segment.
+fn called(segments: &Segments, bridge: BridgeId, segment: SegmentId) -> String {
+    let name = segments.get(bridge, segment).map(|segment| &segment.name);
+    match (segment.vlan(), name) {
+        (Some(vlan), None) => format!("VLAN {vlan}"),
+        (Some(vlan), Some(name)) => format!("VLAN {vlan}, segment `{name}`"),
+        (None, Some(name)) => format!("segment `{name}`"),
+        (None, None) => format!("segment {segment}"),
+    }
+}
+
+impl From<Refused> for DropReason {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Vlan => DropReason::Vlan,
+            Refused::CustomerVlan => DropReason::CustomerVlan,
+            Refused::TooDeep => DropReason::TooDeep,
+        }
     }
 }

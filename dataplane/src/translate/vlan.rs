@@ -177,6 +177,58 @@ impl Tags {
         Ok(tags)
     }
 
+    /// The frame enters a segment with this local VLAN: its tag is changed, or put on
+    /// if there is none, and its priority stays. `None`: no local VLAN, and at most a priority tag stays.
+    ///
+    /// # Errors
+    /// [`Refused`]: there is no room for a tag.
+    pub fn retag(mut self, vlan: Option<VlanId>, probe: &mut Probe<'_>) -> Result<Tags, Refused> {
+        match vlan {
+            Some(vlan) => self.set(vlan, probe)?,
+            None if self.outer(probe).is_some() => self.set(VlanId::NONE, probe)?,
+            None => {}
+        }
+        Ok(self)
+    }
+
+    /// The frame leaves for a wire where the segment is VLAN `wire`; its priority stays.
+    ///
+    /// # Errors
+    /// [`Refused`]: there is no room for a tag.
+    pub fn leave_as(mut self, wire: VlanId, probe: &mut Probe<'_>) -> Result<Tags, Refused> {
+        self.set(wire, probe)?;
+        Ok(self)
+    }
+
+    /// The frame leaves for a place that knows no VLANs.
+    ///
+    /// # Errors
+    /// [`Refused`]: it has one more.
+    pub fn leave_bare(mut self, priority: PriorityTags, probe: &mut Probe<'_>) -> Result<Tags, Refused> {
+        self.bare(priority, probe)?;
+        Ok(self)
+    }
+
+    /// What makes a frame with these tags one with the tags it arrived with, but for priorities: how many tags to take off,
+    /// and the tag to put on. `None` if it takes more.
+    pub fn undo(&self, probe: &mut Probe<'_>) -> Option<(u8, Option<VlanTag>)> {
+        let pushed = self.pushed.len() as u8;
+        let replaced = u8::from(self.vid.is_some());
+        match self.popped + replaced {
+            0 => Some((pushed, None)),
+            1 => {
+                let vid = probe.vlan_vid(0)?;
+                Some((pushed + replaced, Some(VlanTag::new(EtherType::VLAN, vid, Pcp::default()))))
+            }
+            _ => None,
+        }
+    }
+
+    /// The tags on top of those the frame arrived with, outermost first; `None` if it lost or changed one.
+    pub fn added(&self) -> Option<impl Iterator<Item = VlanTag> + '_> {
+        (self.popped == 0 && self.vid.is_none()).then(|| self.pushed.iter().rev().map(|tag| (*tag).into()))
+    }
+
     /// Takes the VLAN off the outside, leaving a priority tag where the port wants one.
     fn untag(&mut self, priority: PriorityTags, probe: &mut Probe<'_>) -> Result<(), Refused> {
         match self.keeps_priority(priority, probe) {

@@ -15,8 +15,9 @@ fn flow(word: u64) -> Arc<Flow> {
     key.0[0] = word;
     let decision = Decision {
         mask: Mask(std::array::from_fn(|i| if i == 0 { u64::MAX } else { 0 })),
-        actions: Box::new([Action::Drop(DropReason::NoDestination)]),
+        actions: [Action::Drop(DropReason::NoDestination)].into(),
         effects: Box::new([]),
+        in_port: PortId(0),
         depends: 0,
         cacheable: true,
     };

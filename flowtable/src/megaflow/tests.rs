@@ -27,8 +27,9 @@ pub(super) fn mask(words: &[(usize, u64)]) -> Mask {
 pub(super) fn flow(key: &FlowKey, mask: &Mask, port: u32) -> Arc<Flow> {
     let decision = Decision {
         mask: *mask,
-        actions: Box::new([Action::Drop(DropReason::NoDestination)]),
+        actions: [Action::Drop(DropReason::NoDestination)].into(),
         effects: Box::new([]),
+        in_port: PortId(0),
         depends: 0,
         cacheable: true,
     };

@@ -203,8 +203,14 @@ impl Match<'_> {
     /// `name=value` of those members that matter.
     fn members(&self, members: &[(&str, &[Field])]) -> impl Iterator<Item = String> {
         members.iter().filter_map(|(name, fields)| {
-            let form = if fields.len() == 1 { fields[0].spec().form } else { Form::Hex };
-            Some(format!("{name}={}", text(form, self.bits(fields)?)))
+            let form = match fields {
+                [Field::TunTos] => Form::Hex,
+                [field] => field.spec().form,
+                _ => Form::Hex,
+            };
+            let bits = self.bits(fields)?;
+            let family = if form == Form::Ip && bits.mapped().is_none() { "ipv6_" } else { "" };
+            Some(format!("{family}{name}={}", text(form, bits)))
         })
     }
 

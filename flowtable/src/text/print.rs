@@ -3,8 +3,8 @@
 use encap::field::{EtherType, VlanTag};
 
 use super::value::{self, Bits};
-use super::{PortNames, SHORTHANDS, Shorthand, visible};
-use crate::action::Action;
+use super::{PortNames, SHORTHANDS, Shorthand, outer, visible};
+use crate::action::{Action, Encap};
 use crate::field::{Field, Form, Value, VlanTci};
 use crate::id::PortId;
 use crate::key::FlowKey;
@@ -46,15 +46,29 @@ pub fn print_actions(actions: &[Action], names: PortNames<'_>) -> String {
         Action::Output(port) => port_text(*port, names),
         Action::PushVlan(tag) => push_vlan(*tag),
         Action::PopVlan => "pop_vlan".to_owned(),
+        Action::Encap(encap) => tnl_push(encap, names),
+        Action::SetEcn(ecn) => format!("set(ip(tos={ecn:#x}/0x3))"),
+        Action::Answer(mac) => format!("answer({mac})"),
+        Action::Decap { listener, .. } => format!("tnl_pop({})", port_text(*listener, names)),
         Action::SetVid(vid) => format!("set(vlan(vid={vid}))"),
         Action::Drop(reason) => format!("drop({})", reason.name()),
     };
     actions.iter().map(one).collect::<Vec<_>>().join(",")
 }
 
+fn tnl_push(encap: &Encap, names: PortNames<'_>) -> String {
+    let (tunnel, output) = (port_text(encap.tunnel, names), port_text(encap.output, names));
+    format!("tnl_push(tnl_port({tunnel}),{},out_port({output}))", outer::header(encap.template.outer()))
+}
+
 fn push_vlan(tag: VlanTag) -> String {
+    format!("push_vlan({})", tag_text(tag))
+}
+
+/// What a tag says; its TPID if that is not the usual one.
+pub(super) fn tag_text(tag: VlanTag) -> String {
     let tpid = if tag.tpid == EtherType::VLAN { String::new() } else { format!("tpid={},", tag.tpid) };
-    format!("push_vlan({tpid}vid={},pcp={})", tag.vid(), tag.pcp().get())
+    format!("{tpid}vid={},pcp={}", tag.vid(), tag.pcp().get())
 }
 
 /// The port's name, or its number if it has none.

@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
-use encap::field::{Pcp, VlanId, VlanTag};
+use encap::field::{MacAddr, Pcp, VlanId, VlanTag};
+use encap::template::{Outer, Template};
+use encap::tunnel::TunnelKind;
 use proptest::prelude::*;
 use proptest::sample::select;
 
 use super::*;
-use crate::action::{Action, DropReason};
+use crate::action::{Action, DropReason, Encap};
 use crate::flow::{Birth, Decision, Flow};
 use crate::mask::Probe;
 use crate::time::Instant;
@@ -143,6 +145,10 @@ fn ovs_ofctl_prints_the_same() {
         "tun_flags=+oam",
         "tun_src=1.0.0.0/8,tun_ipv6_dst=::5",
         "tun_id=0x64/0xff",
+        "tun_id=0x0,tun_src=192.0.2.1,tun_dst=192.0.2.2,tun_tos=185,tun_ttl=64,tun_flags=+df-csum+key",
+        "tun_ipv6_src=2001:db8::1,tun_ipv6_dst=2001:db8::/32,tun_tos=0x1/0x3,tun_flags=-key",
+        "tun_flags=df|key",
+        "tun_flags=0",
     ] {
         assert_eq!(canonical(text), text);
     }
@@ -246,9 +252,88 @@ fn actions_are_printed_as_ovs_does() {
     assert_eq!(print_actions(&[Action::Drop(DropReason::NoDestination)], &names), "drop(no-destination)");
 }
 
+/// From 192.0.2.1 to 192.0.2.2, or their like in IPv6.
+fn outer(kind: TunnelKind, id: Option<u32>, net: &str) -> Outer {
+    Outer {
+        kind,
+        id,
+        eth_src: MacAddr([2, 0, 0, 0, 0, 1]),
+        eth_dst: MacAddr([2, 0, 0, 0, 0, 2]),
+        tags: Default::default(),
+        src: format!("{net}1").parse().expect(net),
+        dst: format!("{net}2").parse().expect(net),
+        tos: 0xb8,
+        ttl: 64,
+        df: true,
+        dst_port: kind.default_port().unwrap_or(0),
+        csum: false,
+    }
+}
+
+/// A way through tunnel port 1.
+fn tnl_push(outer: &Outer) -> String {
+    let template = Template::new(outer).expect("headers that can be");
+    let encap = Encap { tunnel: PortId(1), template, output: PortId(2), frame_max: 1464, complaint: None };
+    print_actions(&[Action::Encap(Box::new(encap))], &names)
+}
+
+#[test]
+fn outer_headers_are_printed_in_the_words_of_tnl_push() {
+    let eth = "eth(dst=02:00:00:00:00:02,src=02:00:00:00:00:01)";
+    let v4 = "ipv4(src=192.0.2.1,dst=192.0.2.2,tos=0xb8,ttl=64,df)";
+    let v6 = "ipv6(src=2001:db8::1,dst=2001:db8::2,tclass=0xb8,hlimit=64)";
+    let summed = |outer: Outer| Outer { csum: true, df: false, tos: 0, ..outer };
+    let tag = VlanTag::new(EtherType::VLAN, VlanId::new(10).unwrap(), Pcp::new(3).unwrap());
+    let tagged = |outer: Outer| Outer { tags: [tag].into_iter().collect(), ..outer };
+    for (outer, expected) in [
+        (
+            outer(TunnelKind::Vxlan, Some(5001), "192.0.2."),
+            format!("{eth},{v4},udp(dst=4789),vxlan(vni=0x1389)"),
+        ),
+        (
+            tagged(outer(TunnelKind::Vxlan, Some(0), "2001:db8::")),
+            format!("{eth},vlan(vid=10,pcp=3),{v6},udp(dst=4789),vxlan(vni=0x0)"),
+        ),
+        (
+            summed(outer(TunnelKind::Geneve, Some(7), "192.0.2.")),
+            format!(
+                "{eth},ipv4(src=192.0.2.1,dst=192.0.2.2,tos=0x0,ttl=64),udp(dst=6081,csum),geneve(vni=0x7)"
+            ),
+        ),
+        (outer(TunnelKind::Gre, None, "192.0.2."), format!("{eth},{v4},gre()")),
+        (outer(TunnelKind::Gre, Some(0), "192.0.2."), format!("{eth},{v4},gre(key=0x0)")),
+        (
+            summed(outer(TunnelKind::Gre, Some(42), "192.0.2.")),
+            format!("{eth},ipv4(src=192.0.2.1,dst=192.0.2.2,tos=0x0,ttl=64),gre(csum,key=0x2a)"),
+        ),
+    ] {
+        let expected = format!("tnl_push(tnl_port(eth0),header({expected}),out_port(tap1))");
+        assert_eq!(tnl_push(&outer), expected);
+    }
+}
+
+#[test]
+fn actions_of_tunnels_and_answers_are_printed() {
+    let actions = [
+        Action::Decap { kind: TunnelKind::Vxlan, listener: PortId(1) },
+        Action::SetEcn(3),
+        Action::Answer(MacAddr([2, 0, 0, 0, 0, 7])),
+    ];
+    assert_eq!(
+        print_actions(&actions, &names),
+        "tnl_pop(eth0),set(ip(tos=0x3/0x3)),answer(02:00:00:00:00:07)"
+    );
+}
+
 fn flow_with(key: &FlowKey, mask: Mask, actions: &[Action]) -> Flow {
-    let decision =
-        Decision { mask, actions: actions.into(), effects: [].into(), depends: 0, cacheable: true };
+    let decision = Decision {
+        mask,
+        actions: actions.into(),
+        effects: [].into(),
+        depends: 0,
+        in_port: PortId(1),
+        cacheable: true,
+    };
     Flow::new(key, PortId(1), decision, Birth { generation: 1, pollers: 1, now: Instant::ZERO })
 }
 
@@ -365,6 +450,19 @@ fn a_tunnel_comes_before_the_port() {
         "recirc_id(0),tunnel(tun_id=0x5,src=192.0.2.1,dst=192.0.2.2,ttl=64,flags(-df-csum+key)),in_port(eth0),\
          packet_type(ns=0,id=0), packets:0, bytes:0, used:never, actions:"
     );
+}
+
+#[test]
+fn a_tunnel_over_ipv6_and_its_congestion_bits() {
+    let matched = |text| {
+        let (key, mask) = parse(text, &by_name).unwrap();
+        dump(&flow_with(&key, mask, &[]), Instant::ZERO, &no_names)
+    };
+    let text =
+        matched("tun_id=0,tun_ipv6_src=2001:db8::1,tun_ipv6_dst=2001:db8::2,tun_tos=2/3,tun_flags=df|key");
+    let expected =
+        "recirc_id(0),tunnel(tun_id=0,ipv6_src=2001:db8::1,ipv6_dst=2001:db8::2,tos=0x2/0x3,flags(df|key)),";
+    assert!(text.starts_with(expected), "{text}");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 #![allow(unsafe_code)]
 
-use std::ffi::{c_int, c_uint, c_void};
+use std::ffi::c_uint;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr;
 
@@ -11,20 +11,10 @@ use encap::field::{EtherType, VlanTag};
 use nix::errno::Errno;
 
 use crate::batch::BATCH;
-use crate::frame::{BIG, Frame, SMALL};
+use crate::frame::Frame;
+use crate::port::overflow::Overflow;
+use crate::port::sockopt::{self, Failure, failed, get, set};
 use crate::port::vnet;
-
-/// Bytes the kernel may hold for us in either direction (it doubles the number for its own bookkeeping):
-/// a thousand full-size frames, or sixty GSO frames.
-const BUFFER: c_int = 4 << 20;
-/// Bytes of one message beyond a small frame: what a big frame has more.
-const OVERFLOW: usize = BIG - SMALL;
-
-/// What could not be done, and why.
-pub(super) struct Failure {
-    pub what: &'static str,
-    pub errno: Errno,
-}
 
 /// One received frame: its bytes lie in the small frame and, what that has no room for, in the overflow.
 pub(super) struct Arrival {
@@ -33,21 +23,6 @@ pub(super) struct Arrival {
     pub header: [u8; vnet::LEN],
     /// The outer tag, which is not among the bytes.
     pub tag: Option<VlanTag>,
-}
-
-/// Where the ends of long frames land before it is known that a big frame is needed. Memory is used only
-/// once it is written to.
-pub(super) struct Overflow(Vec<u8>);
-
-impl Overflow {
-    pub fn new() -> Self {
-        Overflow(vec![0; BATCH * OVERFLOW])
-    }
-
-    /// The end of the frame at this place of the batch.
-    pub fn of(&self, place: usize) -> &[u8] {
-        &self.0[place * OVERFLOW..][..OVERFLOW]
-    }
 }
 
 /// A control message as the kernel writes it, and nothing else (cmsg(3)).
@@ -86,11 +61,7 @@ pub(super) fn open(index: u32) -> Result<OwnedFd, Failure> {
     packet(libc::PACKET_VNET_HDR, "switch on checksum and segmentation metadata")?;
     packet(libc::PACKET_AUXDATA, "switch on VLAN metadata")?;
     packet(libc::PACKET_IGNORE_OUTGOING, "ignore our own frames")?;
-    for (force, plain) in [(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF), (libc::SO_SNDBUFFORCE, libc::SO_SNDBUF)] {
-        set(&socket, libc::SOL_SOCKET, force, &BUFFER)
-            .or_else(|_| set(&socket, libc::SOL_SOCKET, plain, &BUFFER))
-            .map_err(failed("set the buffer size"))?;
-    }
+    sockopt::enlarge_buffers(&socket)?;
     let member = libc::packet_mreq {
         mr_ifindex: index.cast_signed(),
         mr_type: libc::PACKET_MR_PROMISC as u16,
@@ -99,7 +70,7 @@ pub(super) fn open(index: u32) -> Result<OwnedFd, Failure> {
     };
     set(&socket, libc::SOL_PACKET, libc::PACKET_ADD_MEMBERSHIP, &member)
         .map_err(failed("make the interface promiscuous"))?;
-    mute(&socket).map_err(failed("attach a filter"))?;
+    sockopt::mute(&socket).map_err(failed("attach a filter"))?;
     bind(&socket, index).map_err(failed("bind to the interface"))?;
     Ok(socket)
 }
@@ -125,19 +96,12 @@ pub(super) fn share(sockets: &[OwnedFd]) -> Result<(), Failure> {
             .map_err(failed("share the interface among queues (Linux 5.16 can; else set queues to 1)"))?;
         if unique != 0 {
             unique = 0;
-            let id: c_uint =
-                get(socket, libc::PACKET_FANOUT).map_err(failed("read the number of the group"))?;
+            let id: c_uint = get(socket, libc::SOL_PACKET, libc::PACKET_FANOUT)
+                .map_err(failed("read the number of the group"))?;
             group = id & 0xffff;
         }
     }
     Ok(())
-}
-
-/// Lets nothing in: a filter program of the one instruction "return 0" (socket(7), `SO_ATTACH_FILTER`).
-fn mute(socket: &OwnedFd) -> Result<(), Errno> {
-    let mut nothing = libc::sock_filter { code: (libc::BPF_RET | libc::BPF_K) as u16, jt: 0, jf: 0, k: 0 };
-    let program = libc::sock_fprog { len: 1, filter: &mut nothing };
-    set(socket, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program)
 }
 
 /// Lets frames in from now on.
@@ -147,7 +111,8 @@ pub(super) fn unmute(socket: &OwnedFd) -> Result<(), Failure> {
 
 /// Frames lost for want of buffer since the last call.
 pub(super) fn losses(socket: &OwnedFd) -> u64 {
-    get(socket, libc::PACKET_STATISTICS).map_or(0, |stats: libc::tpacket_stats| stats.tp_drops.into())
+    get(socket, libc::SOL_PACKET, libc::PACKET_STATISTICS)
+        .map_or(0, |stats: libc::tpacket_stats| stats.tp_drops.into())
 }
 
 /// True if the kernel cuts UDP for us: since Linux 6.2. There is no way to ask it but its version.
@@ -169,7 +134,7 @@ pub(super) fn receive(
     let mut controls = [control; BATCH];
     let mut slices: ArrayVec<[libc::iovec; 3], BATCH> = ArrayVec::new();
     let mut messages: ArrayVec<libc::mmsghdr, BATCH> = ArrayVec::new();
-    let parts = small.iter_mut().zip(headers.iter_mut().zip(overflow.0.chunks_mut(OVERFLOW)));
+    let parts = small.iter_mut().zip(headers.iter_mut().zip(overflow.parts_mut()));
     slices.extend(parts.map(|(frame, (header, rest))| [header, frame.room_mut(), rest].map(slice_mut)));
     messages.extend(slices.iter_mut().zip(&mut controls).map(|(slices, control)| {
         let mut message = message;
@@ -236,25 +201,4 @@ fn slice_mut(bytes: &mut [u8]) -> libc::iovec {
 /// The kernel only reads it.
 fn slice(bytes: &[u8]) -> libc::iovec {
     libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() }
-}
-
-fn failed(what: &'static str) -> impl Fn(Errno) -> Failure {
-    move |errno| Failure { what, errno }
-}
-
-fn set<T>(socket: &OwnedFd, level: c_int, option: c_int, value: &T) -> Result<(), Errno> {
-    let len = size_of::<T>() as libc::socklen_t;
-    let value: *const c_void = ptr::from_ref(value).cast();
-    // SAFETY: the value is readable over its length, and the kernel keeps no pointer to it.
-    Errno::result(unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, value, len) }).map(drop)
-}
-
-fn get<T: Copy>(socket: &OwnedFd, option: c_int) -> Result<T, Errno> {
-    let mut value = std::mem::MaybeUninit::<T>::zeroed();
-    let mut len = size_of::<T>() as libc::socklen_t;
-    let to = value.as_mut_ptr().cast();
-    // SAFETY: the value is writable over its length.
-    Errno::result(unsafe { libc::getsockopt(socket.as_raw_fd(), libc::SOL_PACKET, option, to, &mut len) })?;
-    // SAFETY: both callers ask for integers, of which any bytes are a value.
-    Ok(unsafe { value.assume_init() })
 }

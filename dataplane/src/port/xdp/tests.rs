@@ -420,6 +420,7 @@ fn a_checksum_that_the_peer_left_to_its_card_is_found() {
                 frame.offload,
                 Offload { csum: Csum::Partial { start: 34, offset: 6 }, gso: Gso::None }
             );
+            assert!(frame.unsaid, "and so may be one inside");
             let csum = frame.offload.csum;
             checksum::complete_partial(frame.bytes_mut(), csum).unwrap();
             let pseudo = Sum::pseudo_header(&frame.bytes()[26..34], IpProto::UDP, frame.len() - 34);

@@ -3,14 +3,15 @@
 //! Between virtual devices no checksum is summed and no TCP segment cut unless somebody asks: the frame's
 //! metadata says what is left to do. AF_XDP hands over the bytes without the metadata, so we find it again: a
 //! checksum field that holds the pseudo header's sum ([`is_partial`]), a packet longer than the MTU. Only for
-//! drivers of virtual devices: one walk over the headers a frame.
+//! drivers of virtual devices: one walk over the headers a frame, and those of a frame in it, if it is a tunnel's. What a
+//! tunnelled frame that is too long hides is looked for when its outer headers come off ([`Frame::unsaid`]).
 
 use encap::checksum::is_partial;
-use encap::field::{EtherType, IpProto};
 use encap::offload::{Csum, Gso, Offload};
-use encap::offsets::{Ip, walk};
+use encap::offsets::walk;
 
 use crate::frame::Frame;
+use crate::offload::{left_undone, tcp_gso};
 
 /// Drivers whose other end is a kernel and not a wire, as `ethtool -i` names them.
 const VIRTUAL: [&str; 4] = ["veth", "tun", "virtio_net", "vif"];
@@ -36,27 +37,20 @@ impl Unfinished {
     /// # Errors
     /// [`Uncuttable`].
     pub fn mark(&self, frame: &mut Frame) -> Result<(), Uncuttable> {
+        frame.unsaid = true;
         let Ok(offsets) = walk(frame.bytes()) else { return Ok(()) };
-        let csum = is_partial(frame.bytes(), &offsets).unwrap_or_default();
         let packet = frame.len() - offsets.payload();
-        let gso = match offsets.ip {
-            _ if packet <= self.mtu => Gso::None,
-            Some(ip) if ip.proto == IpProto::TCP && csum != Csum::None => {
-                self.tcp(frame.bytes(), offsets.ether_type, ip).ok_or(Uncuttable)?
-            }
-            _ => return Err(Uncuttable),
+        let csum = match packet <= self.mtu {
+            true => left_undone(frame.bytes()),
+            false => is_partial(frame.bytes(), &offsets),
+        };
+        let csum = csum.unwrap_or_default();
+        let gso = match (packet <= self.mtu, csum) {
+            // One that is too long, yet summed, has the big frame in a tunnel.
+            (true, _) | (false, Csum::None) => Gso::None,
+            (false, _) => tcp_gso(frame.bytes(), &offsets, self.mtu).ok_or(Uncuttable)?,
         };
         frame.offload = Offload { csum, gso };
         Ok(())
-    }
-
-    /// Segments that fill the MTU.
-    #[cold]
-    fn tcp(&self, frame: &[u8], ether_type: EtherType, ip: Ip) -> Option<Gso> {
-        let l4 = ip.l4()?;
-        let tcp_header = usize::from(frame.get(l4 + 12)? >> 4) * 4;
-        let mss = self.mtu.checked_sub(l4 - ip.l3() + tcp_header).filter(|&mss| mss != 0)?;
-        let mss = u16::try_from(mss).ok()?;
-        Some(if ether_type == EtherType::IPV4 { Gso::Tcp4 { mss } } else { Gso::Tcp6 { mss } })
     }
 }

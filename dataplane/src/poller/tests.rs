@@ -1,0 +1,245 @@
+//! Frames out of tunnels, and questions for the underlay: one bridge with a wire, an endpoint and a VXLAN port.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use arrayvec::ArrayVec;
+use encap::field::{EtherType, MacAddr, VlanId};
+use encap::template::{Outer, Template};
+use encap::tunnel::TunnelKind;
+use flowtable::id::{BridgeId, SegmentId};
+
+use super::*;
+use crate::frame::{FramePool, Memory, PoolConfig};
+use crate::port::memory::{Peer, pair};
+use crate::switch::{Switch, SwitchConfig};
+use crate::tables::{
+    Bridge, FdbConfig, PortEntry, PortKind, PriorityTags, StaticEntry, Tables, VlanConfig, VlanMode, VlanSet,
+};
+use crate::tunnel::{Carrier, Key, Tos, Tunnel, Tunnels};
+use crate::underlay::{Endpoint, Route, Underlay};
+
+const WIRE: PortId = PortId(0);
+const ENDPOINT: PortId = PortId(1);
+const VXLAN: PortId = PortId(2);
+
+const HERE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+const THERE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 2));
+/// The endpoint's address, and that of a station on the wire.
+const MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 1]);
+const STATION: MacAddr = MacAddr([2, 0, 0, 0, 0, 0xa]);
+/// Behind the tunnel.
+const REMOTE: MacAddr = MacAddr([2, 0, 0, 0, 0, 0xb]);
+
+const TUNNEL: Tunnel = Tunnel {
+    kind: TunnelKind::Vxlan,
+    dst_port: 4789,
+    listener: VXLAN,
+    remote: Some(THERE),
+    local: None,
+    key: Key::Fixed(7),
+    tos: Tos::Fixed(0),
+    ttl: Some(64),
+    df: true,
+    csum: false,
+    carrier: Carrier::Switch,
+};
+
+fn entry(name: &str, kind: PortKind) -> PortEntry {
+    PortEntry {
+        name: name.into(),
+        bridge: BridgeId(0),
+        ofport: 1,
+        kind,
+        vlan: VlanConfig {
+            mode: VlanMode::Trunk,
+            tag: VlanId::NONE,
+            trunks: VlanSet::all(),
+            cvlans: VlanSet::all(),
+            qinq_ethtype: EtherType::QINQ,
+            priority_tags: PriorityTags::Never,
+        },
+        segment: None,
+        protected: false,
+        mcast_flood: false,
+        mcast_flood_reports: false,
+        mtu: 1500,
+        upcall_rate: 0,
+    }
+}
+
+fn tables() -> Tables {
+    let place = |mac, port: PortId| StaticEntry { segment: SegmentId(0), mac, place: port.into() };
+    let bridge = Bridge {
+        name: "br0".into(),
+        ports: vec![WIRE, ENDPOINT, VXLAN],
+        forward_bpdu: false,
+        flood_vlans: VlanSet::empty(),
+        fdb: FdbConfig { age: Duration::from_secs(300), size: 1000 },
+        snooping: None,
+        datapath_id: 1,
+        static_fdb: vec![place(STATION, WIRE), place(REMOTE, VXLAN), place(MAC, ENDPOINT)],
+    };
+    let ports =
+        [("wire", PortKind::Attached), ("vtep", PortKind::Attached), ("vx", PortKind::Tunnel(TUNNEL))];
+    let prefix = flowtable::lpm::Prefix::new(THERE, 24).unwrap();
+    let route = Route { endpoint: ENDPOINT, via: None, source: None };
+    let underlay = Underlay {
+        endpoints: [(ENDPOINT, Endpoint { mac: MAC, addresses: vec![HERE] })].into(),
+        routes: [(prefix, route)].into_iter().collect(),
+        ..Underlay::default()
+    };
+    Tables {
+        bridges: vec![Some(bridge)],
+        ports: ports.into_iter().map(|(name, kind)| Some(entry(name, kind))).collect(),
+        tunnels: Arc::new(Tunnels::new([(VXLAN, TUNNEL)])),
+        underlay: Arc::new(underlay),
+        ..Tables::default()
+    }
+}
+
+/// A switch with one poller, turned by hand, with a cable on the wire's port and on the endpoint's.
+struct Lab {
+    switch: Switch,
+    poller: Poller,
+    wire: Peer,
+    _endpoint: Peer,
+    now: Instant,
+}
+
+impl Lab {
+    fn new(caches: Caches) -> Lab {
+        let pool = FramePool::new(PoolConfig { small: 1024, big: 8, memory: Memory::Plain }).unwrap();
+        let config = SwitchConfig { caches, ..SwitchConfig::default() };
+        let (switch, mut pollers) = Switch::assemble(config, Arc::clone(&pool)).unwrap();
+        switch.publish(tables());
+        let [wire, _endpoint] = [WIRE, ENDPOINT].map(|port| {
+            let (io, peer) = pair(&pool, 64);
+            switch.attach(port, vec![Box::new(io)], &[]);
+            peer
+        });
+        let mut lab = Lab { switch, poller: pollers.remove(0), wire, _endpoint, now: Instant::ZERO };
+        lab.turn();
+        lab
+    }
+
+    fn turn(&mut self) {
+        self.poller.turn(self.now, &[0, 1]);
+    }
+
+    /// Lets these frames arrive together; what comes out on the wire.
+    fn send(&mut self, frames: &[Vec<u8>]) -> Vec<Vec<u8>> {
+        frames.iter().for_each(|frame| assert!(self.wire.inject(frame)));
+        self.turn();
+        self.wire.drain().into_iter().map(|delivered| delivered.bytes).collect()
+    }
+
+    fn dropped(&self, port: PortId, reason: DropReason) -> u64 {
+        self.switch.port_stats(port).dropped(reason)
+    }
+
+    /// The addresses that control was asked for.
+    fn questions(&self) -> Vec<(PortId, IpAddr)> {
+        let question = |event| match event {
+            Event::Resolve { endpoint, address } => (endpoint, address),
+            Event::PortGone { .. } => panic!("no port went"),
+        };
+        self.switch.events().try_iter().map(question).collect()
+    }
+}
+
+fn plain(to: MacAddr) -> Vec<u8> {
+    [&to.0[..], &REMOTE.0, &[0x88, 0xb5], b"the payload of a frame that is longer than it must be"].concat()
+}
+
+/// The frame in so many VXLAN headers.
+fn nested(frame: Vec<u8>, depth: usize) -> Vec<u8> {
+    let outer = Outer {
+        kind: TunnelKind::Vxlan,
+        id: Some(7),
+        eth_src: MacAddr([2, 0, 0, 0, 0, 0xc]),
+        eth_dst: MAC,
+        tags: ArrayVec::new(),
+        src: THERE,
+        dst: HERE,
+        tos: 0,
+        ttl: 64,
+        df: true,
+        dst_port: 4789,
+        csum: false,
+    };
+    let template = Template::new(&outer).unwrap();
+    (0..depth).fold(frame, |frame, _| {
+        let mut longer = [&vec![0; template.len()][..], &frame].concat();
+        template.write(&mut longer, 0).unwrap();
+        longer
+    })
+}
+
+#[test]
+fn tunnels_in_tunnels_are_left_one_by_one() {
+    for caches in [Caches::On, Caches::Off] {
+        let mut lab = Lab::new(caches);
+        let frames: Vec<_> = (0..7).map(|depth| nested(plain(STATION), depth)).collect();
+        for round in 1..4 {
+            // In a batch the shallow come first.
+            assert_eq!(lab.send(&frames[1..]), vec![plain(STATION); 4]);
+            assert_eq!(lab.dropped(WIRE, DropReason::TooDeep), 2 * round);
+            let stats = lab.switch.port_stats(VXLAN);
+            // One for each tunnel that a frame came out of, up to the fourth.
+            assert_eq!(stats.decapped_frames, round * (1 + 2 + 3 + 4 + 4 + 4));
+            assert_eq!(lab.poller.counters().inner.get(), stats.decapped_frames);
+            assert_eq!((stats.rx_frames, stats.of_tunnel().rx_frames), (0, stats.decapped_frames));
+            let ledger = lab.switch.ledger();
+            assert!(ledger.balances(), "{ledger:?}");
+        }
+    }
+}
+
+#[test]
+fn a_batch_stays_a_batch() {
+    let mut lab = Lab::new(Caches::On);
+    let frames: Vec<_> = (0..BATCH as u8).map(|n| [nested(plain(STATION), 1), vec![n]].concat()).collect();
+    (0..3).for_each(|_| assert_eq!(lab.send(&frames).len(), BATCH));
+    let counters = lab.poller.counters();
+    // The first of each kind made the flow. After that one look at the caches serves the whole batch, twice.
+    assert_eq!((counters.upcalls.get(), counters.batches.get()), (2, 3));
+    assert_eq!(counters.exact_hits.get() + counters.megaflow_hits.get(), 4 * BATCH as u64);
+}
+
+#[test]
+fn what_is_dropped_on_its_way_is_the_tunnels() {
+    let mut lab = Lab::new(Caches::On);
+    assert_eq!(lab.send(&[nested(plain(MacAddr([1, 0x80, 0xc2, 0, 0, 0])), 1)]), [] as [Vec<u8>; 0]);
+    assert_eq!(lab.dropped(VXLAN, DropReason::Reserved), 1);
+    let mut broken = nested(plain(STATION), 1);
+    broken[42] = 0;
+    lab.send(&[broken]);
+    assert_eq!(lab.dropped(WIRE, DropReason::TunnelProtocol), 1);
+}
+
+#[test]
+fn control_is_asked_once_until_it_answers() {
+    let mut lab = Lab::new(Caches::On);
+    let frame = [&REMOTE.0[..], &STATION.0, &[0x88, 0xb5], &[0; 46]].concat();
+    let send = |lab: &mut Lab| {
+        assert!(lab.send(std::slice::from_ref(&frame)).is_empty());
+        lab.now = lab.now + Duration::from_millis(400);
+    };
+    (0..10).for_each(|_| send(&mut lab));
+    assert_eq!(lab.questions(), [(ENDPOINT, THERE)]);
+    assert_eq!(lab.dropped(WIRE, DropReason::NoNeighbour), 10);
+    for _ in 0..3 {
+        lab.switch.resolved(ENDPOINT, THERE);
+        (0..10).for_each(|_| send(&mut lab));
+        assert_eq!(lab.questions(), [(ENDPOINT, THERE)], "while frames want it, and once");
+    }
+    // Nobody wants it any more.
+    lab.now = lab.now + Duration::from_secs(5);
+    lab.turn();
+    lab.switch.resolved(ENDPOINT, THERE);
+    (0..10).for_each(|_| {
+        lab.now = lab.now + Duration::from_secs(1);
+        lab.turn();
+    });
+    assert_eq!(lab.questions(), []);
+}

@@ -8,14 +8,20 @@ mod support;
 mod control;
 #[path = "netns/life.rs"]
 mod life;
+#[path = "netns/overlay/mod.rs"]
+mod overlay;
 #[path = "netns/pollers.rs"]
 mod pollers;
 #[path = "netns/ports.rs"]
 mod ports;
 #[path = "netns/reload.rs"]
 mod reload;
+#[path = "netns/rig.rs"]
+mod rig;
 #[path = "netns/scale.rs"]
 mod scale;
+#[path = "netns/underlay.rs"]
+mod underlay;
 #[path = "netns/vlans.rs"]
 mod vlans;
 #[path = "netns/wire.rs"]

@@ -2,15 +2,12 @@
 
 use std::fmt::Write;
 use std::net::Ipv4Addr;
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
-
-use serde_json::Value;
 
 use crate::support::daemon::{Daemon, address_internal, bridge};
 use crate::support::host::{Host, Site};
 use crate::support::lab::{Seat, eventually, within};
-use crate::support::traffic::{await_ping, tcp};
+use crate::support::traffic::{await_ping, iperf3, tcp};
 
 /// Mostly containers' ports, for the kernel takes 20 ms to remove each TAP device.
 #[test]
@@ -52,21 +49,6 @@ fn a_bridge_of_a_thousand_ports_starts_floods_and_ends() {
     eprintln!("1,000 ports: {:?} to end", begun.elapsed());
 }
 
-/// Runs iperf3 from one host to another; its report.
-fn iperf3(from: &Host, to: &Host, options: &str) -> Value {
-    let mut server = to.ns.run(|| {
-        let mut command = Command::new("iperf3");
-        command.args(["-s", "-1"]).stdin(Stdio::null()).stdout(Stdio::null()).spawn().expect("iperf3")
-    });
-    eventually("iperf3 listens", || !to.ns.sh("ss -Hltn sport = :5201").is_empty());
-    let output = from.ns.output(&format!("iperf3 -J -t 3 -c {} {options}", to.ip));
-    let _ = server.kill();
-    let _ = server.wait();
-    let report: Value = serde_json::from_slice(&output.stdout).expect("JSON of iperf3");
-    assert!(report.get("error").is_none(), "iperf3 {options}: {}", report["error"]);
-    report
-}
-
 #[test]
 fn iperf3_finds_nothing_missing() {
     let Some(_seat) = Seat::take() else { return };
@@ -75,7 +57,7 @@ fn iperf3_finds_nothing_missing() {
     for (from, to) in [(0, 1), (1, 2), (2, 0)] {
         let (from, to) = (&site.hosts[from], &site.hosts[to]);
         await_ping(from, to.ip);
-        let end = &iperf3(from, to, "-P 4")["end"];
+        let end = &iperf3(from, to, "-t 3 -P 4")["end"];
         let (sent, received) = (end["sum_sent"]["bytes"].as_u64(), end["sum_received"]["bytes"].as_u64());
         assert!(received > Some(1 << 20), "TCP {} to {}: {received:?} of {sent:?} bytes", from.port, to.port);
         udp_arrives(from, to);
@@ -86,7 +68,9 @@ fn iperf3_finds_nothing_missing() {
 /// itself loses nothing.
 fn udp_arrives(from: &Host, to: &Host) {
     let lost = || {
-        iperf3(from, to, "-u -b 20M -l 1400")["end"]["sum"]["lost_percent"].as_f64().expect("a percentage")
+        iperf3(from, to, "-t 3 -u -b 20M -l 1400")["end"]["sum"]["lost_percent"]
+            .as_f64()
+            .expect("a percentage")
     };
     let runs: Vec<f64> = (0..5).map(|_| lost()).take_while(|lost| *lost >= 1.0).collect();
     assert!(runs.len() < 5, "UDP {} to {}: {runs:?} % lost", from.port, to.port);

@@ -103,6 +103,11 @@ impl Host {
         self.ns.output(&format!("ping -n -q -c 1 -W 1 {to}")).status.success()
     }
 
+    /// Is one of many echo requests answered within a second? The first may be lost while the way is being found.
+    pub fn reaches(&self, to: Ipv4Addr) -> bool {
+        self.ns.output(&format!("ping -n -q -c 1 -w 1 -i 0.05 {to}")).status.success()
+    }
+
     /// One echo request of `size` bytes of payload that must not be fragmented.
     pub fn pings_whole(&self, to: Ipv4Addr, size: usize) -> bool {
         self.ns.output(&format!("ping -n -q -c 1 -W 1 -M do -s {size} {to}")).status.success()

@@ -2,12 +2,14 @@
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{setsockopt, sockopt::RcvBufForce};
+use serde_json::Value;
 
 use super::host::Host;
 use super::lab::{PATIENCE, eventually};
@@ -15,7 +17,7 @@ use super::namespace::Namespace;
 
 /// Waits until `from` reaches `to`.
 pub fn await_ping(from: &Host, to: Ipv4Addr) {
-    eventually(&format!("{} reaches {to}", from.port), || from.pings(to));
+    eventually(&format!("{} reaches {to}", from.port), || from.reaches(to));
 }
 
 /// Asserts that none of three echo requests is answered.
@@ -164,6 +166,22 @@ pub fn tcp_between(from: &Namespace, to: &Namespace, ip: Ipv4Addr, bytes: usize)
     drop(stream);
     sink.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     begun.elapsed()
+}
+
+/// Runs iperf3 from one host to another with more options; its report.
+pub fn iperf3(from: &Host, to: &Host, options: &str) -> Value {
+    let mut server = to.ns.run(|| {
+        let mut command = Command::new("iperf3");
+        command.args(["-s", "-1"]).stdin(Stdio::null()).stdout(Stdio::null()).spawn().expect("iperf3")
+    });
+    eventually("iperf3 listens", || !to.ns.sh("ss -Hltn sport = :5201").is_empty());
+    let output = from.ns.output(&format!("timeout 60 iperf3 -J -c {} {options}", to.ip));
+    let _ = server.kill();
+    let _ = server.wait();
+    let report: Value = serde_json::from_slice(&output.stdout)
+        .unwrap_or_else(|e| panic!("iperf3 {options} from {} took a minute, or: {e}", from.port));
+    assert!(report.get("error").is_none(), "iperf3 {options}: {}", report["error"]);
+    report
 }
 
 fn check_stream(mut stream: TcpStream, bytes: usize) {

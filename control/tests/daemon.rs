@@ -1,6 +1,9 @@
 //! The whole daemon in a network namespace of each test's own: interfaces that come and go, changes of the
 //! configuration, two daemons on one socket, and Debian's `ovs-appctl`. Needs root.
 
+#[path = "support/namespace.rs"]
+mod namespace;
+
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
@@ -9,26 +12,9 @@ use std::time::{Duration, Instant};
 
 use control::client;
 use control::daemon::{RunError, run};
-use nix::sched::{CloneFlags, unshare};
 use serde_json::{Value, json};
 
-/// Runs `test` in a thread with an empty network namespace, which ends with it.
-fn in_namespace(test: fn()) {
-    if !nix::unistd::geteuid().is_root() {
-        eprintln!("skipped: making a network namespace takes root");
-        return;
-    }
-    let thread = std::thread::spawn(move || {
-        unshare(CloneFlags::CLONE_NEWNET).unwrap();
-        test();
-    });
-    thread.join().unwrap();
-}
-
-fn ip(args: &str) {
-    let status = Command::new("ip").args(args.split_whitespace()).status().unwrap();
-    assert!(status.success(), "ip {args}");
-}
+use namespace::{in_namespace, ip};
 
 /// Waits until `condition` holds.
 fn eventually(what: &str, condition: impl Fn() -> bool) {

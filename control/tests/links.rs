@@ -1,28 +1,13 @@
 //! Interfaces as netlink reports them, in a network namespace of each test's own. Needs root.
 
+#[path = "support/namespace.rs"]
+mod namespace;
+
 use std::collections::BTreeSet;
-use std::process::Command;
 
 use control::links::Links;
-use nix::sched::{CloneFlags, unshare};
 
-/// Runs `test` in a thread with an empty network namespace, which ends with it.
-fn in_namespace(test: fn()) {
-    if !nix::unistd::geteuid().is_root() {
-        eprintln!("skipped: making a network namespace takes root");
-        return;
-    }
-    let thread = std::thread::spawn(move || {
-        unshare(CloneFlags::CLONE_NEWNET).unwrap();
-        test();
-    });
-    thread.join().unwrap();
-}
-
-fn ip(args: &str) {
-    let status = Command::new("ip").args(args.split_whitespace()).status().unwrap();
-    assert!(status.success(), "ip {args}");
-}
+use namespace::{in_namespace, ip};
 
 fn names<const N: usize>(names: [&str; N]) -> BTreeSet<String> {
     names.map(str::to_owned).into()

@@ -37,6 +37,8 @@ mod peer;
 mod pollers;
 #[path = "switch/ports.rs"]
 mod ports;
+#[path = "switch/queues.rs"]
+mod queues;
 #[path = "switch/snooping.rs"]
 mod snooping;
 #[path = "switch/vlans.rs"]

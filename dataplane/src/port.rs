@@ -46,6 +46,24 @@ pub trait Port: Send {
         Readiness::Unknown
     }
 
+    /// The poller will not ask for a while: the descriptor of [`Readiness::Ring`] is to tell of the next frame. True if there
+    /// is one already, or another reason to be asked on; then the poller disarms the queue and asks.
+    ///
+    /// Whoever sends leaves his frame first and then looks whether to tell. So this first says that it wants to be told, and
+    /// then, behind a full fence, looks for frames. From then on a frame makes the descriptor readable, until `disarm`. A
+    /// descriptor that is readable whenever there is a frame (AF_XDP) needs nothing of this.
+    ///
+    /// A queue may be armed for long, is then not asked at all, and goes to another poller as it is. If what is behind
+    /// it changes meanwhile (a guest's rings start anew), it stays armed, and if a frame may have come the descriptor tells.
+    fn arm(&mut self) -> bool {
+        false
+    }
+
+    /// The poller asks by itself again: nobody need tell it. What the descriptor told is done with: it is readable again
+    /// only for what comes once the queue is armed (once more, at most, for a sender who was about to tell). Also called on a
+    /// queue that is not armed.
+    fn disarm(&mut self) {}
+
     /// What a frame may leave to this port.
     fn offloads(&self) -> Offloads {
         Offloads::default()
@@ -65,7 +83,8 @@ pub trait Port: Send {
 /// How a poller learns that a queue has frames.
 #[derive(Debug, Clone, Copy)]
 pub enum Readiness<'a> {
-    /// `rx` sees it in shared memory, without a system call; the descriptor is to sleep on.
+    /// `rx` sees it in shared memory, without a system call; the descriptor tells of the next frame while the queue is
+    /// armed ([`Port::arm`]). The poller asks while there is traffic, and arms the queue once there is none.
     Ring(BorrowedFd<'a>),
     /// `rx` takes a system call; the descriptor polls readable when it is worth one.
     Call(BorrowedFd<'a>),

@@ -1,20 +1,22 @@
 //! A poller's thread: which queues to ask in a turn, and when to sleep.
 //!
-//! Queues whose emptiness costs nothing to see (rings in shared memory) are asked in every turn. Queues that
-//! take a system call are asked when epoll says so, and while they keep giving. With nothing to do for a
-//! while the thread sleeps on everything that could bring work, so an idle switch costs nothing.
+//! What gives frames is asked in every turn, what does not is asked when epoll tells of it ([`watch`]). With nothing to do
+//! for a while the thread sleeps on everything that could bring work, so an idle switch costs nothing, and an idle
+//! queue costs a busy one nothing.
+
+#[cfg(test)]
+mod tests;
+mod watch;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use flowtable::time::Instant;
-use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
+use self::watch::Watch;
 use crate::poller::Poller;
-use crate::port::Readiness;
 use crate::stats::cycles;
-use crate::wires::Queue;
 
 /// What a poller does with nothing to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -26,14 +28,10 @@ pub enum Idle {
     Spin,
 }
 
-/// How long an adaptive poller looks for work before it sleeps. About what a sleep and a wake-up cost, so
-/// that waiting never costs more than twice the best choice.
+/// How long an adaptive poller looks for work before it sleeps, and for how long it asks a ring that gives nothing. About
+/// what a sleep and a wake-up cost, so that waiting never costs more than twice the best choice; and a ring with a frame
+/// every few microseconds is never left, for which its sender would pay with a system call (a VM: with an exit) a frame.
 pub const PATIENCE: Duration = Duration::from_micros(50);
-/// Events taken from epoll at a time.
-const EVENTS: usize = 64;
-/// The event of the bell, not of a queue.
-const NO_QUEUE: u64 = u64::MAX;
-
 /// Time since the switch was made.
 #[derive(Debug, Clone, Copy)]
 pub struct Clock(std::time::Instant);
@@ -51,96 +49,20 @@ impl Clock {
     }
 }
 
-/// Which queues of a poller to ask, and what to sleep on.
-struct Watch {
-    /// Queues that take a system call to ask.
-    calls: Epoll,
-    /// Everything: `calls`, the rings' descriptors, the bell.
-    all: Epoll,
-    /// Places of queues asked in every turn.
-    always: Vec<usize>,
-    /// Is there any queue in `calls`?
-    has_calls: bool,
-    /// May the poller sleep: does every queue have a descriptor?
-    may_sleep: bool,
-    /// The version of the wires this was made for.
-    version: u64,
-}
-
-impl Watch {
-    fn new(poller: &Poller) -> nix::Result<Self> {
-        let calls = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        let all = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        let readable = |data| EpollEvent::new(EpollFlags::EPOLLIN, data);
-        all.add(poller.shared().wakers[poller.index()].fd(), readable(NO_QUEUE))?;
-        all.add(&calls.0, readable(NO_QUEUE))?;
-        let version = poller.wires.version();
-        let mut watch = Watch { calls, all, always: Vec::new(), has_calls: false, may_sleep: true, version };
-        for (place, queue) in poller.wires.queues.iter().enumerate() {
-            if let Some(queue) = queue.as_ref().filter(|q| q.up) {
-                watch.add(place, queue)?;
-            }
-        }
-        Ok(watch)
-    }
-
-    fn add(&mut self, place: usize, queue: &Queue) -> nix::Result<()> {
-        let event = EpollEvent::new(EpollFlags::EPOLLIN, place as u64);
-        match queue.io.readiness() {
-            Readiness::Ring(fd) => {
-                self.always.push(place);
-                self.all.add(fd, event)
-            }
-            Readiness::Call(fd) => {
-                self.has_calls = true;
-                self.calls.add(fd, event)
-            }
-            Readiness::Unknown => {
-                self.always.push(place);
-                self.may_sleep = false;
-                Ok(())
-            }
-        }
-    }
-
-    /// The places to ask in the next turn.
-    fn ready(&self, poller: &Poller, ready: &mut Vec<usize>) {
-        ready.clear();
-        ready.extend(&self.always);
-        if !self.has_calls {
-            return;
-        }
-        let hot = |place: &usize| {
-            poller.wires.queues.get(*place).is_some_and(|q| q.as_ref().is_some_and(|q| q.hot))
-        };
-        let mut events = [EpollEvent::empty(); EVENTS];
-        let count = self.calls.wait(&mut events, EpollTimeout::ZERO).unwrap_or(0);
-        let told = events[..count].iter().map(|event| event.data() as usize);
-        ready.extend(told.filter(|place| !hot(place)));
-        ready.extend((0..poller.wires.queues.len()).filter(hot).filter(|place| !self.always.contains(place)));
-    }
-
-    /// Sleeps until something happens or `timeout` is over.
-    fn sleep(&self, timeout: Duration) {
-        let mut events = [EpollEvent::empty(); 1];
-        let timeout = EpollTimeout::try_from(timeout).unwrap_or(EpollTimeout::NONE);
-        // EINTR is a reason to look around like any other.
-        let _ = self.all.wait(&mut events, timeout);
-    }
-}
-
 /// Runs the poller until `stop` is set and its bell rung.
 pub fn run(mut poller: Poller, idle: Idle, clock: Clock, stop: &Arc<AtomicBool>) {
     let mut ready = Vec::new();
-    let mut watch = match Watch::new(&poller) {
+    let mut watch = match Watch::new(&mut poller, idle, clock.now()) {
         Ok(watch) => watch,
         Err(error) => return tracing::error!("poller {} cannot watch its queues: {error}", poller.index()),
     };
-    let mut last_work = clock.now();
+    let (mut moved, mut last_work) = (0, clock.now());
     let mut refused = None;
     while !stop.load(Ordering::Relaxed) {
-        if watch.version != poller.wires.version() {
-            match Watch::new(&poller) {
+        let begin = cycles();
+        let now = clock.now();
+        if !watch.is_current(&poller) {
+            match Watch::new(&mut poller, idle, now) {
                 Ok(new) => watch = new,
                 // Tried again in every turn, told once.
                 Err(error) if refused.replace(poller.wires.version()) != Some(poller.wires.version()) => {
@@ -149,10 +71,9 @@ pub fn run(mut poller: Poller, idle: Idle, clock: Clock, stop: &Arc<AtomicBool>)
                 Err(_) => {}
             }
         }
-        let begin = cycles();
-        let now = clock.now();
-        watch.ready(&poller, &mut ready);
-        let moved = poller.turn(now, &ready);
+        watch.next(&mut poller, (now, moved), &mut ready);
+        moved = poller.turn(now, &ready);
+        watch.settle(&mut poller, now);
         let spent = cycles().wrapping_sub(begin);
         match moved {
             0 => poller.counters().idle_cycles.add(spent),
@@ -161,22 +82,32 @@ pub fn run(mut poller: Poller, idle: Idle, clock: Clock, stop: &Arc<AtomicBool>)
                 last_work = now;
             }
         }
-        if idle == Idle::Adaptive && watch.may_sleep && now.since(last_work) > PATIENCE {
-            doze(&mut poller, &watch, stop);
+        if watch.may_sleep() && now.since(last_work) > PATIENCE {
+            doze(&mut poller, &mut watch, clock, stop);
         }
     }
     poller.close();
 }
 
 /// Sleeps, unless work came in while lying down.
-fn doze(poller: &mut Poller, watch: &Watch, stop: &AtomicBool) {
+///
+/// No wake-up is lost, for everybody who brings work first leaves it and then looks whether we want to be told, and we do
+/// it the other way round: lie down and arm every ring, each with a full fence behind, then look. Whoever left his work
+/// before we looked is seen; whoever did after sees that he is to ring, and what he rings (the bell, a ring's descriptor)
+/// stays readable until we are up and take notice: there is no moment at which it could be missed. A queue that takes a
+/// call has a descriptor that is readable while there is work, which needs no such care.
+fn doze(poller: &mut Poller, watch: &mut Watch, clock: Clock, stop: &AtomicBool) {
+    if !watch.is_current(poller) {
+        return;
+    }
     let waker = Arc::clone(&poller.shared().wakers[poller.index()]);
     waker.lie_down();
-    let is_called = poller.has_work() || stop.load(Ordering::Relaxed);
-    if !is_called && watch.version == poller.wires.version() {
+    let is_quiet = watch.arm_all(poller);
+    if is_quiet && !poller.has_work() && !stop.load(Ordering::Relaxed) {
         poller.counters().sleeps.add(1);
         let timeout = poller.patience();
-        poller.park(|| watch.sleep(timeout));
+        let told = poller.park(|| watch.wait(timeout));
+        watch.tell(poller, &told, clock.now());
     }
     waker.get_up();
 }

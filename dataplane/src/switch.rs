@@ -243,7 +243,7 @@ impl Switch {
             self.lock_placement().insert((port, index as u16), poller);
             owners.push(poller);
             let budget = Budget::new(self.upcall_rate(port), self.now());
-            let queue = Queue { port, index: index as u16, io, budget, up: true, hot: false };
+            let queue = Queue::new(port, index as u16, io, budget);
             self.tell(poller, move |p| {
                 p.know(port);
                 p.wires.add_queue(queue);
@@ -292,12 +292,14 @@ impl Switch {
         let (next, waker) = (self.tasks[to].clone(), Arc::clone(&self.shared.wakers[to]));
         self.tell(from, move |p| {
             let moved = p.wires.place_of(port, queue).and_then(|place| p.wires.take_queue(place));
-            p.wires.set_route(port, Route::Via(to));
+            if !p.wires.route_own(port) {
+                p.wires.set_route(port, Route::Via(to));
+            }
             if let Some(moved) = moved {
                 let _ = next.send(Box::new(move |p: &mut Poller| {
                     p.know(port);
-                    let place = p.wires.add_queue(moved);
-                    p.wires.set_route(port, Route::Own(place));
+                    p.wires.add_queue(moved);
+                    p.wires.route_own(port);
                 }));
                 waker.wake();
             }
@@ -465,17 +467,15 @@ impl Switch {
         self.lock_placement().iter().filter(|((p, _), _)| *p == port).map(|(_, poller)| *poller).collect()
     }
 
-    /// Tells every poller how to reach the port: by a queue of its own, else through one of the owners.
+    /// Tells every poller how to reach the port: by queues of its own, else through one of the owners.
     fn route(&self, port: PortId, owners: Vec<usize>) {
         self.tell_all(move |p| {
             p.know(port);
-            let own = p.wires.own_place(port);
             let via = owners.get(p.index() % owners.len().max(1)).copied();
-            if own.is_none() && via == Some(p.index()) {
-                return; // the queue is still on its way here, and brings its route along
+            // Else the queue is still on its way here, and brings its route along.
+            if !p.wires.route_own(port) && via != Some(p.index()) {
+                p.wires.set_route(port, via.map_or(Route::None, Route::Via));
             }
-            let route = own.map(Route::Own).or(via.map(Route::Via)).unwrap_or(Route::None);
-            p.wires.set_route(port, route);
         });
     }
 

@@ -5,6 +5,8 @@
 //! counted; nothing waits. A frame that came out of a tunnel waits among the inner frames until the batch is decided,
 //! then is decided itself.
 
+mod spread;
+
 use std::sync::Arc;
 
 use crossbeam::utils::CachePadded;
@@ -19,7 +21,7 @@ use crate::frame::{Frame, FrameCache};
 use crate::handoff;
 use crate::inner::Inner;
 use crate::offload;
-use crate::port::{Offloads, Port, PortError};
+use crate::port::{Counters, Offloads, Port, PortError};
 use crate::stats::{PollerCounters, PortCounters};
 use crate::waker::Waker;
 
@@ -44,15 +46,43 @@ pub struct Queue {
     pub budget: Budget,
     /// Cleared when the interface went away.
     pub up: bool,
-    /// It filled a batch when it was last asked: likely it has more.
-    pub hot: bool,
+    /// How many frames it gave when it was last asked: if that is a batch, likely it has more.
+    pub gave: usize,
+    /// It is not asked, for its descriptor tells of its next frame ([`Port::arm`]).
+    pub armed: bool,
+    /// What it had lost when that was last counted.
+    pub lost: Counters,
+}
+
+impl Queue {
+    /// One that is up and is asked.
+    pub fn new(port: PortId, index: u16, io: Box<dyn Port>, budget: Budget) -> Queue {
+        Queue { port, index, io, budget, up: true, gave: 0, armed: false, lost: Counters::default() }
+    }
+
+    /// Has the descriptor tell of the next frame; false, and it does not, if there is one already.
+    pub fn arm(&mut self) -> bool {
+        self.armed = !self.io.arm();
+        if !self.armed {
+            self.io.disarm();
+        }
+        self.armed
+    }
+
+    /// Has the descriptor be silent.
+    pub fn disarm(&mut self) {
+        self.armed = false;
+        self.io.disarm();
+    }
 }
 
 /// How frames get to a port.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Route {
     /// By our own queue, by its place in `queues`.
     Own(usize),
+    /// By several queues of our own, by their places: each flow by one of them.
+    Spread(Arc<[usize]>),
     /// Through the poller with this index.
     Via(usize),
     /// Not at all: it has no queue.
@@ -111,6 +141,8 @@ pub struct Wires {
     pub gone: Vec<(PortId, PortError)>,
     /// What came out of tunnels and is to be decided anew.
     pub inner: Box<Inner>,
+    /// Places of queues that were armed until something was sent by them.
+    pub roused: Vec<usize>,
     /// Senders that may still be told that a frame was too long.
     complaints: u32,
     version: u64,
@@ -137,6 +169,7 @@ impl Wires {
             frames,
             gone: Vec::new(),
             inner: Box::default(),
+            roused: Vec::new(),
             complaints: COMPLAINTS,
             version: 0,
             outboxes: Vec::new(),
@@ -303,11 +336,15 @@ impl Wires {
     fn flush_port(&mut self, port: PortId) {
         let empty = self.spare.take().unwrap_or_default();
         let Some(outbox) = self.outbox_mut(port) else { return };
-        let (mut pending, route) = (std::mem::replace(&mut outbox.pending, empty), outbox.route);
-        match route {
+        let mut pending = std::mem::replace(&mut outbox.pending, empty);
+        match &outbox.route {
             _ if pending.is_empty() => {}
-            Route::Own(place) => self.transmit(Exit { port, place }, &mut pending),
-            Route::Via(poller) => self.hand_off(poller, port, &mut pending),
+            &Route::Own(place) => self.transmit(Exit { port, place }, &mut pending),
+            Route::Spread(places) => {
+                let places = Arc::clone(places);
+                self.spread(port, &places, &mut pending);
+            }
+            &Route::Via(poller) => self.hand_off(poller, port, &mut pending),
             Route::None => self.drop_all(port, &mut pending, DropReason::PortDown),
         }
         self.spare = Some(pending);
@@ -388,7 +425,14 @@ impl Wires {
     fn put(&mut self, Exit { port, place }: Exit, batch: &mut Batch) {
         let offered = batch.len();
         let sent = match self.queues.get_mut(place) {
-            Some(Some(queue)) if queue.up => queue.io.tx(&mut self.frames, batch),
+            Some(Some(queue)) if queue.up => {
+                if queue.armed {
+                    // Who gets frames soon answers; and what is sent may want to be looked after (AF_XDP's completions).
+                    queue.disarm();
+                    self.roused.push(place);
+                }
+                queue.io.tx(&mut self.frames, batch)
+            }
             _ => return self.drop_all(port, batch, DropReason::PortDown),
         };
         let consumed = offered - batch.len();
@@ -416,7 +460,7 @@ impl Wires {
         }
         let port = queue.port;
         let result = queue.io.rx(&mut self.frames, batch);
-        queue.hot = batch.is_full();
+        queue.gave = batch.len();
         if !batch.is_empty() {
             let counters = self.counters(port);
             counters.rx_frames.add(batch.len() as u64);
@@ -436,21 +480,21 @@ impl Wires {
         }
     }
 
-    /// Copies the devices' own loss counters into ours.
+    /// Adds what the devices lost since the last time to our counters.
     pub fn collect_losses(&mut self) {
         for queue in self.queues.iter_mut().flatten() {
             let lost = queue.io.counters();
+            let before = std::mem::replace(&mut queue.lost, lost);
             let outbox = self.outboxes.get(queue.port.index()).and_then(Option::as_ref);
             let counters = outbox.map_or(&self.nowhere, |o| &o.counters);
-            counters.rx_missed.set(lost.rx_missed);
-            counters.rx_errors.set(lost.rx_errors);
+            counters.rx_missed.add(lost.rx_missed.saturating_sub(before.rx_missed));
+            counters.rx_errors.add(lost.rx_errors.saturating_sub(before.rx_errors));
         }
     }
 
     fn fail(&mut self, place: usize, error: PortError) {
         if let Some(Some(queue)) = self.queues.get_mut(place) {
             queue.up = false;
-            queue.hot = false;
             self.version += 1;
             self.gone.push((queue.port, error));
         }

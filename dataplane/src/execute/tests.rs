@@ -24,6 +24,7 @@ use super::*;
 use crate::budget::Budget;
 use crate::frame::{FrameCache, FramePool, Memory, PoolConfig};
 use crate::port::memory::{Delivered, Peer, pair};
+use crate::port::{Counters, Port, PortError, Readiness, Sent};
 use crate::stats::{PortStats, Registry};
 use crate::wires::{Queue, Route};
 
@@ -57,8 +58,7 @@ impl Lab {
             if port != TUNNEL && port != LISTENER {
                 let (io, cable) = pair(&pool, 1100);
                 let budget = Budget::new(0, Instant::ZERO);
-                let queue = Queue { port, index: 0, io: Box::new(io), budget, up: true, hot: false };
-                let place = wires.add_queue(queue);
+                let place = wires.add_queue(Queue::new(port, 0, Box::new(io), budget));
                 wires.set_route(port, Route::Own(place));
                 cables.push(cable);
             }
@@ -578,4 +578,39 @@ proptest! {
         lab.execute(&[tunnel(way(&outer(kind), OUT[0]))], &mut group);
         lab.audit();
     }
+}
+
+/// A device that has lost so many frames.
+struct Losing(u64);
+
+impl Port for Losing {
+    fn rx(&mut self, _: &mut FrameCache, _: &mut Batch) -> Result<(), PortError> {
+        Ok(())
+    }
+
+    fn tx(&mut self, _: &mut FrameCache, _: &mut Batch) -> Result<Sent, PortError> {
+        Ok(Sent::default())
+    }
+
+    fn readiness(&self) -> Readiness<'_> {
+        Readiness::Unknown
+    }
+
+    fn counters(&mut self) -> Counters {
+        Counters { rx_missed: self.0, rx_errors: 2 * self.0 }
+    }
+}
+
+#[test]
+fn what_several_queues_of_a_port_lost_is_added_up_and_stays() {
+    let mut lab = Lab::new();
+    let losing = |lost| Queue::new(IN, 1, Box::new(Losing(lost)), Budget::new(0, Instant::ZERO));
+    let places = [3, 4].map(|lost| lab.wires.add_queue(losing(lost)));
+    (0..2).for_each(|_| lab.wires.collect_losses());
+    assert_eq!((lab.stats(IN).rx_missed, lab.stats(IN).rx_errors), (7, 14));
+    // Queues that come in their place begin to count anew.
+    places.iter().for_each(|place| assert!(lab.wires.take_queue(*place).is_some()));
+    lab.wires.add_queue(losing(1));
+    lab.wires.collect_losses();
+    assert_eq!((lab.stats(IN).rx_missed, lab.stats(IN).rx_errors), (8, 16));
 }

@@ -75,6 +75,14 @@ impl Port for Lossy {
         self.port.readiness()
     }
 
+    fn arm(&mut self) -> bool {
+        self.port.arm()
+    }
+
+    fn disarm(&mut self) {
+        self.port.disarm();
+    }
+
     fn offloads(&self) -> Offloads {
         self.port.offloads()
     }

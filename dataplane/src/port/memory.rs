@@ -11,7 +11,7 @@
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 
 use crossbeam::queue::ArrayQueue;
 use encap::offload::Offload;
@@ -21,12 +21,48 @@ use super::{Offloads, Port, PortError, Readiness, Sent};
 use crate::batch::Batch;
 use crate::frame::{Frame, FrameCache, FramePool};
 
+/// Tells the port's poller of a frame, if it wants to be told: as a guest kicks, to see that nobody misses a kick.
+struct Wake {
+    bell: EventFd,
+    armed: AtomicBool,
+}
+
+impl Wake {
+    /// Armed: who never says otherwise is told of every frame.
+    fn new() -> io::Result<Wake> {
+        Ok(Wake { bell: eventfd()?, armed: AtomicBool::new(true) })
+    }
+
+    /// Tells of what was put into the queue before. Either the fence of this lets us see that the port is armed, or that of
+    /// [`Wake::arm`] lets the port see the frame.
+    fn tell(&self) {
+        fence(Ordering::SeqCst);
+        if self.is_armed() {
+            let _ = self.bell.write(1);
+        }
+    }
+
+    fn is_armed(&self) -> bool {
+        self.armed.load(Ordering::Relaxed)
+    }
+
+    fn arm(&self) {
+        self.armed.store(true, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+    }
+
+    fn disarm(&self) {
+        self.armed.store(false, Ordering::Relaxed);
+        let _ = self.bell.read();
+    }
+}
+
 /// What both ends hold.
 struct Wire {
     to_port: ArrayQueue<Frame>,
     from_port: ArrayQueue<Frame>,
     unplugged: AtomicBool,
-    wake: Option<EventFd>,
+    wake: Option<Wake>,
     /// Rung when the port has sent.
     bell: Option<Arc<EventFd>>,
 }
@@ -38,7 +74,7 @@ impl Wire {
         (port, Peer { wire, cache: FrameCache::new(pool.clone()) })
     }
 
-    fn new(capacity: usize, wake: Option<EventFd>) -> Wire {
+    fn new(capacity: usize, wake: Option<Wake>) -> Wire {
         let queue = || ArrayQueue::new(capacity);
         Wire { to_port: queue(), from_port: queue(), unplugged: AtomicBool::new(false), wake, bell: None }
     }
@@ -56,12 +92,12 @@ pub fn pair(pool: &Arc<FramePool>, capacity: usize) -> (MemoryPort, Peer) {
     Wire::ends(Wire::new(capacity, None), pool)
 }
 
-/// As [`pair`], with a descriptor to sleep on, at the price of a system call per frame.
+/// As [`pair`], with a descriptor to sleep on, at the price of a system call per frame while the port is armed.
 ///
 /// # Errors
 /// If the process has no descriptor left.
 pub fn waking_pair(pool: &Arc<FramePool>, capacity: usize) -> io::Result<(MemoryPort, Peer)> {
-    Ok(Wire::ends(Wire::new(capacity, Some(eventfd()?)), pool))
+    Ok(Wire::ends(Wire::new(capacity, Some(Wake::new()?)), pool))
 }
 
 /// As [`waking_pair`], with a bell that the port rings whenever it has sent: several peers may share it.
@@ -74,7 +110,7 @@ pub fn ringing_pair(
     bell: &Arc<EventFd>,
 ) -> io::Result<(MemoryPort, Peer)> {
     let bell = Some(Arc::clone(bell));
-    Ok(Wire::ends(Wire { bell, ..Wire::new(capacity, Some(eventfd()?)) }, pool))
+    Ok(Wire::ends(Wire { bell, ..Wire::new(capacity, Some(Wake::new()?)) }, pool))
 }
 
 fn eventfd() -> io::Result<EventFd> {
@@ -104,13 +140,14 @@ impl MemoryPort {
 impl Port for MemoryPort {
     fn rx(&mut self, _: &mut FrameCache, batch: &mut Batch) -> Result<(), PortError> {
         self.plugged()?;
-        if let Some(wake) = &self.wire.wake {
+        let armed = self.wire.wake.as_ref().filter(|wake| wake.is_armed());
+        if let Some(wake) = armed {
             // Before the queue is looked at, so that a frame that comes meanwhile wakes us again.
-            let _ = wake.read();
+            let _ = wake.bell.read();
         }
         batch.extend((0..batch.remaining_capacity()).map_while(|_| self.wire.to_port.pop()));
-        if let Some(wake) = self.wire.wake.as_ref().filter(|_| !self.wire.to_port.is_empty()) {
-            let _ = wake.write(1);
+        if let Some(wake) = armed.filter(|_| !self.wire.to_port.is_empty()) {
+            let _ = wake.bell.write(1);
         }
         Ok(())
     }
@@ -130,7 +167,16 @@ impl Port for MemoryPort {
     }
 
     fn readiness(&self) -> Readiness<'_> {
-        self.wire.wake.as_ref().map_or(Readiness::Unknown, |wake| Readiness::Ring(wake.as_fd()))
+        self.wire.wake.as_ref().map_or(Readiness::Unknown, |wake| Readiness::Ring(wake.bell.as_fd()))
+    }
+
+    fn arm(&mut self) -> bool {
+        self.wire.wake.iter().for_each(Wake::arm);
+        !self.wire.to_port.is_empty() || self.plugged().is_err()
+    }
+
+    fn disarm(&mut self) {
+        self.wire.wake.iter().for_each(Wake::disarm);
     }
 
     fn offloads(&self) -> Offloads {
@@ -201,9 +247,7 @@ impl Peer {
     /// The frame, if the queue is full.
     pub fn put(&self, frame: Frame) -> Result<(), Frame> {
         self.wire.to_port.push(frame)?;
-        if let Some(wake) = &self.wire.wake {
-            let _ = wake.write(1);
-        }
+        self.wire.wake.iter().for_each(Wake::tell);
         Ok(())
     }
 
@@ -216,9 +260,7 @@ impl Peer {
 impl Drop for Peer {
     fn drop(&mut self) {
         self.wire.unplugged.store(true, Ordering::Release);
-        if let Some(wake) = &self.wire.wake {
-            let _ = wake.write(1);
-        }
+        self.wire.wake.iter().for_each(Wake::tell);
         self.wire.empty(&mut self.cache);
     }
 }

@@ -104,6 +104,14 @@ impl<W: Write + Send> Port for Pcap<W> {
         self.port.readiness()
     }
 
+    fn arm(&mut self) -> bool {
+        self.port.arm()
+    }
+
+    fn disarm(&mut self) {
+        self.port.disarm();
+    }
+
     fn offloads(&self) -> Offloads {
         self.port.offloads()
     }

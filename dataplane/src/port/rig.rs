@@ -276,9 +276,11 @@ fn wakes(port: &mut dyn Port, far: &mut dyn FarSide, frames: &mut FrameCache) {
     let ready = |port: &dyn Port, timeout: PollTimeout| {
         poll(&mut [PollFd::new(descriptor(port), PollFlags::POLLIN)], timeout).unwrap() == 1
     };
+    assert!(!port.arm(), "no reason to be asked");
     assert!(!ready(port, PollTimeout::ZERO), "readable although nothing came");
     far.send(&numbered(7, 60));
     assert!(ready(port, PollTimeout::from(10_000u16)), "not readable although a frame came");
+    port.disarm();
     wait("the frame that woke us", || receive(port, frames, |frame| frame == numbered(7, 60)));
 }
 

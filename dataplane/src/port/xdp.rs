@@ -252,6 +252,12 @@ impl Port for XdpPort {
         self.open.as_ref().map_or(Readiness::Unknown, |(queue, _)| Readiness::Ring(queue.rings().fd()))
     }
 
+    /// The socket's descriptor is readable while there is a frame, so there is nothing to say. But to a fill ring that is
+    /// empty none comes: the pool was, and only who asks fills it.
+    fn arm(&mut self) -> bool {
+        self.open.as_ref().is_some_and(|(queue, _)| queue.is_starved())
+    }
+
     fn counters(&mut self) -> Counters {
         self.queue().map(|queue| queue.counters()).unwrap_or_default()
     }

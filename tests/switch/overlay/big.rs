@@ -190,7 +190,7 @@ fn a_flood_reaches_those_for_whom_it_is_not_too_long() {
     });
 }
 
-fn payload(len: usize) -> Vec<u8> {
+pub fn payload(len: usize) -> Vec<u8> {
     (0..len).map(|i| (i * 7 % 251) as u8).collect()
 }
 

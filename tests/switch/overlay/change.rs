@@ -336,6 +336,14 @@ impl Port for Slow {
         self.0.readiness()
     }
 
+    fn arm(&mut self) -> bool {
+        self.0.arm()
+    }
+
+    fn disarm(&mut self) {
+        self.0.disarm();
+    }
+
     fn close(&mut self, frames: &mut FrameCache) {
         self.0.close(frames);
     }

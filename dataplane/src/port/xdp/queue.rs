@@ -182,6 +182,11 @@ impl Queue {
         }
     }
 
+    /// Has the kernel no chunk to put a frame into?
+    pub fn is_starved(&self) -> bool {
+        self.receiving == 0
+    }
+
     /// Nothing arrived: time for what can wait.
     fn rest(&mut self, frames: &mut FrameCache) -> Result<(), PortError> {
         self.reap(frames);

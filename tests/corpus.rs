@@ -31,3 +31,8 @@ fn extract() {
 fn flow_text() {
     run("flow_text", targets::flow_text);
 }
+
+#[test]
+fn vhost_message() {
+    run("vhost_message", targets::vhost_message);
+}

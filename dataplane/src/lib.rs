@@ -25,5 +25,6 @@ pub mod translate;
 pub mod tunnel;
 pub mod underlay;
 mod upcall;
+pub mod virtio;
 mod waker;
 pub mod wires;

@@ -12,6 +12,7 @@ pub mod pcap;
 pub(crate) mod rig;
 mod sockopt;
 pub mod tap;
+pub mod vhost;
 pub mod vnet;
 pub mod xdp;
 

@@ -3,15 +3,17 @@
 #[cfg(not(feature = "loom"))]
 pub use std::{
     cell::UnsafeCell,
-    sync::Arc,
-    sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering},
+    sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering, fence},
+    sync::{Arc, Mutex, MutexGuard},
+    thread::yield_now,
 };
 
 #[cfg(feature = "loom")]
 pub use loom::{
     cell::UnsafeCell,
-    sync::Arc,
-    sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering},
+    sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering, fence},
+    sync::{Arc, Mutex, MutexGuard},
+    thread::yield_now,
 };
 
 /// Access to a cell with the interface that loom checks.

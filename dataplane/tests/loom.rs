@@ -3,6 +3,7 @@
 //! `cargo test -p dataplane --features loom --test loom --release`
 #![cfg(feature = "loom")]
 
+use dataplane::port::vhost::door::Door;
 use dataplane::{handoff, publish};
 use loom::sync::Arc;
 use loom::thread;
@@ -75,5 +76,43 @@ fn handed_off_values_arrive_once_and_in_order() {
             received.push(*value);
         }
         assert_eq!(received, (0..sent).collect::<Vec<_>>());
+    });
+}
+
+#[test]
+fn the_closer_is_never_inside_together_with_the_visitor() {
+    loom::model(|| {
+        let door = Door::new(0u32);
+        let mut visitor = door.visitor().unwrap();
+        let poller = thread::spawn(move || {
+            // The content is a cell of loom's, which fails the model if the closer may touch it at the same time.
+            (0..2).filter(|_| visitor.enter().map(|mut room| *room += 1).is_some()).count()
+        });
+        *door.close() += 10;
+        let visits = poller.join().unwrap() as u32;
+        assert_eq!(*door.close(), 10 + visits, "nothing is overwritten");
+    });
+}
+
+#[test]
+fn a_door_kept_shut_stays_shut_and_closers_come_one_after_the_other() {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(3);
+    model.check(|| {
+        let door = Door::new(0u32);
+        let mut visitor = door.visitor().unwrap();
+        let other = thread::spawn({
+            let door = std::sync::Arc::clone(&door);
+            move || {
+                let mut room = door.close();
+                *room += 1;
+                room.keep_shut();
+            }
+        });
+        let visited = visitor.enter().map(|mut room| *room += 10).is_some();
+        other.join().unwrap();
+        assert!(visitor.enter().is_none(), "kept shut");
+        assert_eq!(*door.close(), if visited { 11 } else { 1 });
+        assert!(visitor.enter().is_some(), "open again");
     });
 }

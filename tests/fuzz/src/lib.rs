@@ -11,6 +11,10 @@ use flowtable::key::FlowKey;
 use flowtable::mask::Mask;
 use flowtable::text::{parse, print, print_key};
 
+mod vhost;
+
+pub use self::vhost::vhost_message;
+
 /// A frame of any bytes has a canonical key, which survives being printed and parsed; or it is too short.
 pub fn extract(frame: &[u8]) {
     let Ok(key) = flowtable::extract::extract(frame, PortId(1)) else {

@@ -5,6 +5,7 @@
 
 mod segments;
 mod tunnels;
+mod vhost;
 mod warn;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -44,6 +45,7 @@ pub(crate) fn findings(config: &Config) -> Vec<Finding> {
     check.addresses();
     check.routes();
     check.tunnels();
+    check.vhost();
     check.segment_names();
     for (b, bridge) in config.bridges.iter().enumerate() {
         check.bridge(b, bridge);
@@ -196,10 +198,11 @@ impl<'a> Check<'a> {
 
     fn affinity(&mut self, entity: Entity, port: &PortConfig) {
         for (queue, core) in &port.rxq_affinity {
-            if *queue >= port.queues {
+            if *queue >= port.effective_queues() {
                 let message = format!(
                     "port `{}` has no queue {queue}, expected one below `queues`, which is {}",
-                    port.name, port.queues
+                    port.name,
+                    port.effective_queues()
                 );
                 self.report(entity, &["rxq-affinity", "queues"], message);
             }
@@ -222,7 +225,7 @@ pub(crate) fn is_local(bridge: &BridgeConfig, port: &PortConfig) -> bool {
 /// Receive queues of ports whose kind is one of `kinds`.
 pub(crate) fn xdp_queues(config: &Config, kinds: impl Fn(PortKind) -> bool) -> usize {
     let ports = config.bridges.iter().flat_map(|bridge| &bridge.ports);
-    ports.filter(|port| kinds(port.kind)).map(|port| usize::from(port.queues)).sum()
+    ports.filter(|port| kinds(port.kind)).map(|port| usize::from(port.effective_queues())).sum()
 }
 
 /// The frames a pool must have for so many pollers, if AF_XDP queues are to receive into so many.

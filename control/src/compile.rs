@@ -5,7 +5,7 @@ mod overlay;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use dataplane::port::host;
+use dataplane::port::{host, vhost};
 use dataplane::tables::{
     Bridge, FdbConfig, PortEntry, PortKind, SnoopingConfig, Tables, VlanConfig, VlanMode, VlanSet,
 };
@@ -17,6 +17,7 @@ use flowtable::lpm::Prefix;
 
 use crate::config::{self, PortConfig, XdpMode};
 use crate::model::{self, Model};
+use crate::resolve::vhost_socket;
 use overlay::Overlay;
 
 pub use overlay::Endpoint;
@@ -49,7 +50,7 @@ pub struct Attachment {
     pub mtu: Option<u16>,
     /// The address to set, for internal ports.
     pub mac: Option<MacAddr>,
-    /// Receive queues.
+    /// Receive queues; of a VM's card at most.
     pub queues: u16,
     /// Where an AF_XDP port's program runs.
     pub xdp_mode: XdpMode,
@@ -58,7 +59,7 @@ pub struct Attachment {
 }
 
 /// How to open a device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AttachKind {
     /// AF_XDP if possible, else AF_PACKET.
     System,
@@ -72,12 +73,14 @@ pub enum AttachKind {
     Vtep,
     /// Sockets of the host's stack.
     HostTunnel(host::Request),
+    /// A VM's card. A relative path is one in the directory of the control socket.
+    Vhost(vhost::Request),
 }
 
 impl AttachKind {
     /// Is it attached to an interface of the kernel, whose name it has?
-    pub fn has_netdev(self) -> bool {
-        !matches!(self, AttachKind::Vtep | AttachKind::HostTunnel(_))
+    pub fn has_netdev(&self) -> bool {
+        !matches!(self, AttachKind::Vtep | AttachKind::HostTunnel(_) | AttachKind::Vhost(_))
     }
 }
 
@@ -93,7 +96,7 @@ pub fn compile(model: &Model) -> Compiled {
     for port in model.ports() {
         let Some(kind) = port_kind(&overlay, &port) else { continue };
         put(&mut tables.ports, port.id.index(), port_entry(&overlay, &port, kind));
-        let wanted = attach_kind(port.config.kind, host_listeners.get(&port.id).copied());
+        let wanted = attach_kind(model, port.config, host_listeners.get(&port.id).copied());
         attachments.extend(wanted.map(|kind| (port.id, attachment(port.config, kind))));
     }
     for (i, port) in tables.ports.iter().enumerate() {
@@ -211,28 +214,36 @@ fn or_all(vlans: &VlanSet) -> VlanSet {
     if *vlans == VlanSet::empty() { VlanSet::all() } else { vlans.clone() }
 }
 
+fn vhost_request(model: &Model, config: &PortConfig, role: vhost::Role) -> Option<vhost::Request> {
+    let path = vhost_socket(&model.config().switch, config)?;
+    let (pairs, mtu) = (config.effective_queues(), config.mtu.unwrap_or(DEFAULT_MTU));
+    Some(vhost::Request { name: config.name.clone(), path, role, pairs, mtu })
+}
+
 /// `None` for patch ports and for tunnel ports without sockets of their own.
-fn attach_kind(kind: config::PortKind, sockets: Option<host::Request>) -> Option<AttachKind> {
-    match kind {
+fn attach_kind(model: &Model, config: &PortConfig, sockets: Option<host::Request>) -> Option<AttachKind> {
+    match config.kind {
         config::PortKind::System => Some(AttachKind::System),
         config::PortKind::Afxdp => Some(AttachKind::Afxdp),
         config::PortKind::Afpacket => Some(AttachKind::Afpacket),
         config::PortKind::Internal => Some(AttachKind::Internal),
         config::PortKind::Vtep => Some(AttachKind::Vtep),
         config::PortKind::Tunnel(_) => sockets.map(AttachKind::HostTunnel),
+        config::PortKind::Vhost(role) => vhost_request(model, config, role).map(AttachKind::Vhost),
         config::PortKind::Patch => None,
     }
 }
 
-/// What has no netdev has one queue, and an MTU and a MAC address that are in the tables.
+/// What has no netdev has an MTU and a MAC address that are in the tables.
 fn attachment(config: &PortConfig, kind: AttachKind) -> Attachment {
     let netdev = kind.has_netdev();
+    let has_queues = netdev || matches!(kind, AttachKind::Vhost(_));
     Attachment {
         name: config.name.clone(),
         kind,
         mtu: config.mtu.filter(|_| netdev),
         mac: config.mac.filter(|_| netdev),
-        queues: if netdev { config.queues } else { 1 },
+        queues: if has_queues { config.effective_queues() } else { 1 },
         xdp_mode: config.xdp_mode,
         rxq_affinity: config.rxq_affinity.clone(),
     }
@@ -337,9 +348,40 @@ mod tests {
         assert_eq!(compiled.attachments[&model.port("nic").unwrap().id], nic);
         let own = &compiled.attachments[&model.port("a").unwrap().id];
         assert_eq!(
-            (own.kind, own.mtu, own.mac),
+            (own.kind.clone(), own.mtu, own.mac),
             (AttachKind::Internal, Some(9000), Some(MacAddr([2, 0, 0, 0, 0, 10])))
         );
+    }
+
+    #[test]
+    fn a_vm_is_reached_by_the_socket_that_is_configured() {
+        let request = |switch: &str, port: &str| {
+            let (model, compiled) = compiled(&format!(
+                "switch = {{ {switch} }}\nbridge = [{{ name = 'b', port = [{{ name = 'p', {port} }}] }}]"
+            ));
+            let id = model.port("p").unwrap().id;
+            assert!(!compiled.attachments[&id].kind.has_netdev());
+            match compiled.attachments[&id].kind.clone() {
+                AttachKind::Vhost(request) => {
+                    (request, compiled.attachments[&id].queues, compiled.tables.port(id).unwrap().mtu)
+                }
+                other => panic!("{other:?}"),
+            }
+        };
+        let server = |path: &str, pairs, mtu| vhost::Request {
+            name: "p".into(),
+            path: path.into(),
+            role: vhost::Role::Server,
+            pairs,
+            mtu,
+        };
+        assert_eq!(request("", "type = 'dpdkvhostuser'"), (server("p", 16, 1500), 16, 1500));
+        let elsewhere =
+            request("vhost-sock-dir = '/run/vm'", "type = 'dpdkvhostuser', queues = 2, mtu = 9000");
+        assert_eq!(elsewhere, (server("/run/vm/p", 2, 9000), 2, 9000));
+        let client = vhost::Request { role: vhost::Role::Client, ..server("/run/q/net0", 16, 1500) };
+        let settings = "type = 'dpdkvhostuserclient', vhost-server-path = '/run/q/net0'";
+        assert_eq!(request("vhost-sock-dir = '/run/vm'", settings), (client, 16, 1500));
     }
 
     #[test]

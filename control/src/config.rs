@@ -13,7 +13,9 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use dataplane::port::vhost::Role;
 use dataplane::tables::{PriorityTags, VlanMode, VlanSet};
+use dataplane::virtio::PAIRS_MAX;
 use encap::field::{EtherType, MacAddr, VlanId};
 use encap::tunnel::TunnelKind;
 
@@ -21,7 +23,7 @@ use crate::problem::Problems;
 
 pub(crate) use keys::{BRIDGE, PORT, SEGMENT};
 pub(crate) use leaf::overlay::read_prefix;
-pub(crate) use leaf::ranges;
+pub(crate) use leaf::{SOCKET_PATH_MAX, ranges};
 pub use overlay::*;
 pub(crate) use read::{Entity, Key, Shape, canonical, unknown_key};
 
@@ -80,6 +82,8 @@ pub struct Config {
 pub struct SwitchConfig {
     /// Path of the control socket.
     pub socket: PathBuf,
+    /// Where the sockets of vhost-user ports are that we make; `None`: where the control socket is.
+    pub vhost_sock_dir: Option<PathBuf>,
     /// Cores that run a poller each, at least one.
     pub cores: Vec<usize>,
     /// What a poller without frames does.
@@ -165,12 +169,14 @@ pub struct FdbConfig {
 /// One port.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PortConfig {
-    /// Unique over all bridges and ports; the name of a netdev, but for patch, tunnel and VTEP ports.
+    /// Unique over all bridges and ports; the name of a netdev, but for patch, tunnel, VTEP and vhost-user ports.
     pub name: String,
     /// What it is attached to.
     pub kind: PortKind,
     /// The patch port at the other end.
     pub peer: Option<String>,
+    /// The socket that a VM makes for us.
+    pub vhost_server_path: Option<PathBuf>,
     /// The segment it joins.
     pub segment: Option<String>,
     /// Addresses of ours, if it is a VTEP.
@@ -201,8 +207,8 @@ pub struct PortConfig {
     pub mtu: Option<u16>,
     /// Requested address of an internal or VTEP port.
     pub mac: Option<MacAddr>,
-    /// Receive queues, 1 to 256.
-    pub queues: u16,
+    /// Receive queues, 1 to 256; see [`PortConfig::effective_queues`].
+    pub queues: Option<u16>,
     /// Queues that must be polled on a certain core: `(queue, core)`.
     pub rxq_affinity: Vec<(u16, usize)>,
     /// Where an AF_XDP port's program runs.
@@ -228,6 +234,8 @@ pub enum PortKind {
     Tunnel(TunnelKind),
     /// The switch's own stack, which has addresses in the underlay.
     Vtep,
+    /// A VM's network card.
+    Vhost(Role),
 }
 
 /// Where an AF_XDP port's program runs (`xdp-mode`).
@@ -247,6 +255,11 @@ impl PortConfig {
         let default = if self.tag.is_some() { VlanMode::Access } else { VlanMode::Trunk };
         self.vlan_mode.unwrap_or(default)
     }
+
+    /// `queues`, or its default; of a vhost-user port the most queue pairs a guest may have.
+    pub fn effective_queues(&self) -> u16 {
+        self.queues.unwrap_or(if matches!(self.kind, PortKind::Vhost(_)) { PAIRS_MAX } else { 1 })
+    }
 }
 
 impl Default for SwitchConfig {
@@ -254,6 +267,7 @@ impl Default for SwitchConfig {
     fn default() -> Self {
         SwitchConfig {
             socket: PathBuf::from("/run/sluice/sluice.sock"),
+            vhost_sock_dir: None,
             cores: vec![0],
             idle: Idle::Adaptive,
             flow_limit: 200_000,
@@ -298,6 +312,7 @@ impl Default for PortConfig {
             name: String::new(),
             kind: PortKind::System,
             peer: None,
+            vhost_server_path: None,
             segment: None,
             addresses: Vec::new(),
             tunnel: TunnelConfig::NONE,
@@ -313,7 +328,7 @@ impl Default for PortConfig {
             ofport: None,
             mtu: None,
             mac: None,
-            queues: 1,
+            queues: None,
             rxq_affinity: Vec::new(),
             xdp_mode: XdpMode::BestEffort,
             upcall_rate: 100_000,

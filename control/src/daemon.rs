@@ -90,7 +90,8 @@ pub fn run(file: &Path, socket: Option<&Path>) -> Result<(), RunError> {
     let signals = signals().map_err(refused("take signals"))?;
     let log = Log::start(model.config().switch.log);
     let (claim, listener) = Claim::new(&socket)?;
-    let service = Service::start(Parts { file, model, log })?;
+    let sockets = claim.path().parent().unwrap_or(Path::new("/")).to_owned();
+    let service = Service::start(Parts { file, sockets, model, log })?;
     let events = Events::forward(service.switch().events()).map_err(refused("watch the pollers"))?;
     let running = Running { service, stopping: false };
     let mut daemon =
@@ -136,6 +137,7 @@ impl Daemon {
             let service = &mut self.running.service;
             self.events.drain().for_each(|event| service.on_event(event));
             service.on_links();
+            service.on_guests();
             service.on_underlay();
             if let Some(watchdog) = &mut self.watchdog {
                 watchdog.turn(Instant::now(), service.switch());

@@ -2,6 +2,7 @@
 
 mod overlay;
 mod underlay;
+mod vhost;
 
 use comfy_table::presets::NOTHING;
 use comfy_table::{CellAlignment, Table};
@@ -181,6 +182,7 @@ pub fn port(p: &PortReport) -> String {
         ("state", state(p).to_owned()),
     ];
     lines.extend(p.error.clone().map(|error| ("error", error)));
+    lines.extend(p.vhost.iter().flat_map(vhost::lines));
     lines.extend([
         ("mtu", dash(p.mtu.map(|mtu| mtu.to_string()))),
         ("vlan", p.vlan.clone()),
@@ -336,6 +338,7 @@ mod tests {
             rx_missed: 0,
             rx_errors: 0,
             drops: [("over-mtu".to_owned(), 3)].into(),
+            vhost: None,
         }
     }
 
@@ -368,6 +371,37 @@ mod tests {
         for part in ["asked     system", "obtained  afpacket because the driver", "5.0 GiB", "3 over-mtu"] {
             assert!(text.contains(part), "{part} in:\n{text}");
         }
+    }
+
+    #[test]
+    fn a_vm_shows_what_was_negotiated() {
+        let vhost = VhostReport {
+            socket: "/run/vm0".into(),
+            role: "server".into(),
+            connected: true,
+            features: vec!["CSUM".into(), "VERSION_1".into()],
+            protocol_features: vec!["MQ".into()],
+            pairs: 1,
+            rings: vec![256, 512],
+            memory: 4 << 30,
+            connections: 3,
+            resets: 1,
+            last_error: Some("a descriptor out of range".into()),
+        };
+        let text = port(&PortReport { vhost: Some(vhost.clone()), ..port_report() });
+        for part in [
+            "socket    /run/vm0 (server)",
+            "vm        connected, 3 connections, 1 resets",
+            "features  CSUM VERSION_1",
+            "protocol  MQ",
+            "rings     1 queue pairs, entries: 256 512",
+            "memory    4.0 GiB",
+            "last      a descriptor out of range",
+        ] {
+            assert!(text.contains(part), "{part} in:\n{text}");
+        }
+        let gone = VhostReport { connected: false, ..vhost };
+        assert!(!port(&PortReport { vhost: Some(gone), ..port_report() }).contains("CSUM"));
     }
 
     #[test]

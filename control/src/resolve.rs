@@ -4,13 +4,16 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 
+use dataplane::port::vhost::Role;
 use dataplane::tunnel::Carrier;
 use encap::field::VlanId;
 use encap::tunnel::TunnelKind;
 
 use crate::config::{
-    BridgeConfig, Config, FdbConfig, PortConfig, PortKind, SegmentConfig, SegmentKind, tunnel_name,
+    BridgeConfig, Config, FdbConfig, PortConfig, PortKind, SegmentConfig, SegmentKind, SwitchConfig,
+    tunnel_name,
 };
 use crate::problem::did_you_mean;
 
@@ -189,4 +192,16 @@ pub(crate) fn vtep_towards(config: &Config, address: IpAddr) -> Option<&PortConf
     let networks = vteps.flat_map(|port| port.addresses.iter().map(move |cidr| (port, cidr.network)));
     let holding = networks.filter(|(_, network)| network.contains(address));
     holding.max_by_key(|(_, network)| network.prefix_len()).map(|(port, _)| port)
+}
+
+/// The socket of a vhost-user port. One that we make without a `vhost-sock-dir` is where the control socket is, which the
+/// command line may have put elsewhere: then the path is relative to that directory.
+pub(crate) fn vhost_socket(switch: &SwitchConfig, port: &PortConfig) -> Option<PathBuf> {
+    match port.kind {
+        PortKind::Vhost(Role::Server) => {
+            Some(switch.vhost_sock_dir.as_deref().unwrap_or(Path::new("")).join(&port.name))
+        }
+        PortKind::Vhost(Role::Client) => port.vhost_server_path.clone(),
+        _ => None,
+    }
 }

@@ -11,6 +11,7 @@ mod ports;
 mod report;
 mod survey;
 mod underlay;
+mod vhost;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -42,6 +43,7 @@ use crate::problem::{Problem, Problems};
 use open::Opener;
 use ports::{Moves, Ports};
 use survey::Survey;
+use vhost::Guests;
 
 pub use overlay::FdbStats;
 pub use underlay::{Listener, RouteEntry};
@@ -61,6 +63,9 @@ pub enum ServiceError {
     /// No descriptors.
     #[error("cannot watch the underlay: {0}")]
     Survey(io::Error),
+    /// No descriptors.
+    #[error("cannot watch vhost-user ports: {0}")]
+    Guests(io::Error),
 }
 
 /// A change was refused; nothing changed.
@@ -102,6 +107,8 @@ pub enum ChangeError {
 pub struct Parts {
     /// The configuration file.
     pub file: PathBuf,
+    /// The directory of the control socket.
+    pub sockets: PathBuf,
     /// What it says.
     pub model: Model,
     /// The log.
@@ -148,7 +155,7 @@ impl Service {
     /// # Errors
     /// [`ServiceError`]; nothing is left behind.
     pub fn start(parts: Parts) -> Result<Service, ServiceError> {
-        let Parts { file, model, log } = parts;
+        let Parts { file, sockets, model, log } = parts;
         descriptors::raise_limit();
         let began = model.config().clone();
         let (small, big) = (began.pool.frames, began.pool.big_frames);
@@ -160,6 +167,7 @@ impl Service {
             pool: Arc::clone(&pool),
             endpoints: Arc::clone(survey.endpoints()),
             overlong: Arc::clone(survey.overlong()),
+            guests: Guests::new(sockets).map_err(ServiceError::Guests)?,
         };
         let ports = Ports::new(Arc::clone(&switch), opener);
         let started = Instant::now();
@@ -251,24 +259,32 @@ impl Service {
         }
     }
 
+    /// VMs come and go: see [`Service::interests`].
+    pub fn on_guests(&mut self) {
+        if self.ports.settle_changed(&self.links) {
+            self.reflect();
+        }
+    }
+
     /// Takes in what the kernel reports; true if that may concern a port.
     fn news(&mut self) -> bool {
         let news = self.links.refresh();
         news.inspect_err(|error| tracing::error!("{error}")).map_or(true, |changed| !changed.is_empty())
     }
 
-    /// When [`Service::on_links`] or [`Service::on_underlay`] is due although nothing was reported.
+    /// When one of the `on_` functions is due although nothing was reported.
     pub fn deadline(&self) -> Option<Instant> {
-        self.links_deadline().into_iter().chain(self.survey.deadline()).min()
+        let all = [self.links_deadline(), self.ports.guests_deadline(), self.survey.deadline()];
+        all.into_iter().flatten().min()
     }
 
     fn links_deadline(&self) -> Option<Instant> {
         if self.unsettled { Some(Instant::now()) } else { self.ports.deadline() }
     }
 
-    /// What to wait on: interfaces and the underlay.
+    /// What to wait on: interfaces, VMs and the underlay.
     pub fn interests(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.survey.interests().chain([self.links.as_fd()])
+        self.survey.interests().chain([self.links.as_fd(), self.ports.as_fd()])
     }
 
     /// The data plane.
@@ -362,6 +378,11 @@ impl Service {
         // Our own doing comes back as news (an MTU we set, a device we made), and so does what others did
         // meanwhile.
         self.unsettled = self.news();
+        self.reflect();
+    }
+
+    /// Publishes how devices are, if that is another.
+    fn reflect(&mut self) {
         let devices = self.devices();
         if devices == self.devices {
             return;
@@ -372,9 +393,12 @@ impl Service {
         self.publish();
     }
 
-    /// Puts the tables in force, as the devices really are.
+    /// Puts the tables in force, as the devices really are. Who lived behind one that went is looked for anew: a VM may
+    /// be elsewhere by now.
     fn publish(&mut self) {
-        self.devices = self.devices();
+        let devices = self.devices();
+        let gone: Vec<PortId> = devices.down.difference(&self.devices.down).copied().collect();
+        self.devices = devices;
         let mut tables = self.tables.clone();
         for (port, mtu) in &self.devices.mtus {
             if let Some(entry) = tables.ports.get_mut(port.index()).and_then(Option::as_mut) {
@@ -386,6 +410,9 @@ impl Service {
         }
         tables.underlay = Arc::clone(self.survey.map());
         self.generation = self.switch.publish(tables);
+        for (port, entry) in gone.into_iter().filter_map(|port| Some((port, self.tables.port(port)?))) {
+            self.switch.fdb_flush(entry.bridge, Some(port));
+        }
     }
 
     fn devices(&self) -> Devices {

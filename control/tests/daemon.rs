@@ -3,6 +3,8 @@
 
 #[path = "support/namespace.rs"]
 mod namespace;
+#[path = "daemon/vhost.rs"]
+mod vhost;
 
 use std::fs;
 use std::path::PathBuf;

@@ -4,12 +4,14 @@
 //! poller came to be.
 
 mod underlay;
+mod vhost;
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
 pub use underlay::*;
+pub use vhost::*;
 
 /// `sluice/show`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -99,7 +101,7 @@ pub struct BridgeReport {
 pub enum PortState {
     /// Frames flow.
     Up,
-    /// The interface is missing or set down; the port comes up with it.
+    /// The interface is missing or set down, or no VM is there; the port comes up with it.
     Down,
     /// It could not be opened; tried again when the interface changes.
     Error,
@@ -125,7 +127,7 @@ pub struct PortReport {
     pub ofport: u16,
     /// `type` as configured.
     pub asked: String,
-    /// What it became: "afxdp native", "afpacket", "internal", "patch to NAME".
+    /// What it became: "afxdp native", "afpacket", "internal", "patch to NAME", "vhost-user split".
     pub obtained: Option<String>,
     /// Why not something better.
     pub because: Option<String>,
@@ -149,6 +151,9 @@ pub struct PortReport {
     pub rx_errors: u64,
     /// Dropped frames by reason, without the zeros.
     pub drops: BTreeMap<String, u64>,
+    /// The VM, of a vhost-user port with a socket.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vhost: Option<VhostReport>,
 }
 
 /// One FDB entry.

@@ -28,7 +28,7 @@ fn matched(port: &PortConfig, kind: TunnelKind) -> Match {
 }
 
 impl<'a> Check<'a> {
-    fn each_port(&self) -> impl Iterator<Item = (Entity, &'a PortConfig)> + use<'a> {
+    pub(super) fn each_port(&self) -> impl Iterator<Item = (Entity, &'a PortConfig)> + use<'a> {
         let bridges = self.config.bridges.iter().enumerate();
         bridges.flat_map(|(b, bridge)| {
             bridge.ports.iter().enumerate().map(move |(p, port)| (Entity::Port(b, p), port))

@@ -148,7 +148,7 @@ fn ignored(port: &PortConfig) -> Vec<String> {
         (port.mac.is_some() && !has_mac, "ignores `mac`: it is no internal port"),
         (port.xdp_mode != XdpMode::BestEffort && !xdp, "ignores `xdp-mode`: it does not use AF_XDP"),
         (port.mtu.is_some() && !has_mtu, "ignores `mtu`: it is no device"),
-        (port.queues > 1 && !has_queues, "ignores `queues`: it is no device"),
+        (port.effective_queues() > 1 && !has_queues, "ignores `queues`: it is no device"),
     ];
     let message = |(_, what): &(bool, &str)| format!("port `{}` {what}", port.name);
     cases.iter().filter(|(holds, _)| *holds).map(message).collect()
@@ -167,11 +167,13 @@ fn patch(port: &PortConfig, ports: &BTreeMap<&str, &PortConfig>) -> Option<Strin
     apart.then(|| format!("patch ports `{name}` and `{peer_name}` have no VLAN in common"))
 }
 
+/// The queue pairs of a guest are for its processors, not for our pollers.
 fn queues(port: &PortConfig, pollers: usize) -> Option<String> {
-    let netdev = !matches!(port.kind, PortKind::Patch | PortKind::Tunnel(_) | PortKind::Vtep);
-    (usize::from(port.queues) > pollers && netdev).then(|| {
-        format!("port `{}` has {} queues for {pollers} pollers; more gain nothing", port.name, port.queues)
-    })
+    let queues = port.effective_queues();
+    let netdev =
+        !matches!(port.kind, PortKind::Patch | PortKind::Tunnel(_) | PortKind::Vtep | PortKind::Vhost(_));
+    (usize::from(queues) > pollers && netdev)
+        .then(|| format!("port `{}` has {queues} queues for {pollers} pollers; more gain nothing", port.name))
 }
 
 #[cfg(test)]
@@ -231,6 +233,20 @@ mod tests {
                 "port `d` ignores `mtu`: it is no device",
                 "port `d` ignores `queues`: it is no device",
                 "patch port `d` leads nowhere: there is no port `e`",
+            ],
+        );
+    }
+
+    #[test]
+    fn a_vm_has_as_many_queues_as_it_likes() {
+        warns(
+            &one_bridge(&[
+                "name='a'; type='dpdkvhostuser'; xdp-mode='native'; mac='02:00:00:00:00:01'",
+                "name='c'; type='dpdkvhostuserclient'; vhost-server-path='/tmp/c'; queues=4; mtu=9000",
+            ]),
+            &[
+                "port `a` ignores `mac`: it is no internal port",
+                "port `a` ignores `xdp-mode`: it does not use AF_XDP",
             ],
         );
     }

@@ -1,5 +1,6 @@
 //! Every key of the configuration file, by table. `CONFIG.md` says what each one means.
 
+use dataplane::port::vhost::Role;
 use dataplane::tables::VlanMode;
 use dataplane::tunnel::Carrier;
 use encap::field::EtherType;
@@ -35,6 +36,8 @@ const PORT_KIND: &[(&str, PortKind)] = &[
     ("gre", PortKind::Tunnel(TunnelKind::Gre)),
     ("geneve", PortKind::Tunnel(TunnelKind::Geneve)),
     ("vtep", PortKind::Vtep),
+    ("dpdkvhostuser", PortKind::Vhost(Role::Server)),
+    ("dpdkvhostuserclient", PortKind::Vhost(Role::Client)),
 ];
 
 const SEGMENT_KIND: &[(&str, SegmentKind)] = &[
@@ -72,6 +75,7 @@ pub(super) const ROOT: &[Key<Config>] = &[
 /// `[switch]`
 pub(crate) const SWITCH: &[Key<SwitchConfig>] = &[
     Key::new("socket", Text, |s, v, r| keep(&mut s.socket, socket_path(v, r))),
+    Key::new("vhost-sock-dir", Text, |s, v, r| s.vhost_sock_dir = socket_path(v, r)),
     Key::new("cores", List, |s, v, r| s.cores = cores(v, r)),
     Key::new("idle", Text, |s, v, r| keep(&mut s.idle, choice(v, IDLE, r))),
     Key::new("flow-limit", Integer, |s, v, r| keep(&mut s.flow_limit, integer(v, 1..=8_388_608, r))),
@@ -168,6 +172,7 @@ pub(crate) const PORT: &[Key<PortConfig>] = &[
     Key::required("name", Text, |p, v, r| keep(&mut p.name, name(v, r))),
     Key::new("type", Text, |p, v, r| keep(&mut p.kind, choice(v, PORT_KIND, r))),
     Key::new("peer", Text, |p, v, r| p.peer = name(v, r)),
+    Key::new("vhost-server-path", Text, |p, v, r| p.vhost_server_path = socket_path(v, r)),
     Key::new("remote-ip", Text, |p, v, r| p.tunnel.remote = remote(v, r)),
     Key::new("local-ip", Text, |p, v, r| p.tunnel.local = unicast(v, r)),
     Key::new("key", Integer, |p, v, r| keep(&mut p.tunnel.key, tunnel_key(v, r))),
@@ -193,7 +198,7 @@ pub(crate) const PORT: &[Key<PortConfig>] = &[
     Key::new("ofport", Integer, |p, v, r| p.ofport = integer(v, 1..=65_279, r)),
     Key::new("mtu", Integer, |p, v, r| p.mtu = integer(v, 68..=65_535, r)),
     Key::new("mac", Text, |p, v, r| p.mac = mac(v, r)),
-    Key::new("queues", Integer, |p, v, r| keep(&mut p.queues, integer(v, 1..=256, r))),
+    Key::new("queues", Integer, |p, v, r| p.queues = integer(v, 1..=256, r)),
     Key::new("rxq-affinity", Text, |p, v, r| keep(&mut p.rxq_affinity, rxq_affinity(v, r))),
     Key::new("xdp-mode", Text, |p, v, r| keep(&mut p.xdp_mode, choice(v, XDP_MODE, r))),
     Key::new("upcall-rate", Integer, |p, v, r| keep(&mut p.upcall_rate, integer(v, 0..=100_000_000, r))),

@@ -16,7 +16,7 @@ use crate::problem::did_you_mean;
 /// The longest interface name, in bytes (`IFNAMSIZ` less its NUL, linux/if.h).
 const NAME_MAX: usize = 15;
 /// The longest path of a Unix socket, in bytes (`sun_path` less its NUL, unix(7)).
-const SOCKET_PATH_MAX: usize = 107;
+pub(crate) const SOCKET_PATH_MAX: usize = 107;
 
 /// Puts a value in its place, if there is one; else the default stays.
 pub(super) fn keep<T>(slot: &mut T, value: Option<T>) {
@@ -113,7 +113,7 @@ fn check_name(name: &str, most: usize) -> Result<String, String> {
     }
 }
 
-/// The path of a Unix socket.
+/// The path of a Unix socket, or of the directory of some.
 pub(super) fn socket_path(node: &Node, reader: &mut Reader) -> Option<PathBuf> {
     let read = |path: &str| match path.len() {
         1..=SOCKET_PATH_MAX if Path::new(path).is_absolute() && !path.contains('\0') => {

@@ -1,6 +1,7 @@
 //! Reports of problems, word by word, and what a good file means.
 
 mod overlay;
+mod vhost;
 
 use proptest::prelude::*;
 
@@ -33,6 +34,7 @@ fn vlans(ids: &[u16]) -> VlanSet {
 const EVERYTHING: &str = r#"
 [switch]
 socket = "/tmp/s.sock"
+vhost-sock-dir = "/tmp/vm"
 cores = [1, 3]
 idle = "spin"
 flow-limit = 1000
@@ -90,6 +92,7 @@ fn every_key_is_taken_in() {
     let config = read(EVERYTHING);
     let switch = SwitchConfig {
         socket: "/tmp/s.sock".into(),
+        vhost_sock_dir: Some("/tmp/vm".into()),
         cores: vec![1, 3],
         idle: Idle::Spin,
         flow_limit: 1000,
@@ -110,7 +113,7 @@ fn every_key_is_taken_in() {
         mcast_snooping_flood_reports: true,
         ofport: Some(7),
         mtu: Some(9000),
-        queues: 2,
+        queues: Some(2),
         rxq_affinity: vec![(0, 1), (1, 3)],
         xdp_mode: XdpMode::Generic,
         upcall_rate: 0,
@@ -221,6 +224,7 @@ fn wrong_switch_settings() {
     reports(
         r#"[switch]
 socket = "sluice.sock"
+vhost-sock-dir = "vm"
 cores = [0, 9, 0, "1"]
 idle = "adaptiv"
 caches = 1
@@ -230,14 +234,15 @@ flow-limit = 0
 "#,
         &[
             "2:10: `socket`: `sluice.sock` is no absolute path",
-            "3:13: `cores`: core 9 is not available here, expected some of 0-3",
-            "3:16: `cores`: core 0 is listed twice",
-            "3:19: `cores`: found the string `1`, expected an integer from 0 to 4095",
-            "4:8: `idle`: found the string `adaptiv`, did you mean `adaptive`? expected one of adaptive, spin",
-            "5:10: `caches`: found an integer, expected true or false",
-            "6:7: `log`: found the string `loud`, expected one of error, warn, info, debug, trace",
-            "7:12: `max-idle`: 1 is out of range, expected 500 to 3600000",
-            "8:14: `flow-limit`: 0 is out of range, expected 1 to 8388608",
+            "3:18: `vhost-sock-dir`: `vm` is no absolute path",
+            "4:13: `cores`: core 9 is not available here, expected some of 0-3",
+            "4:16: `cores`: core 0 is listed twice",
+            "4:19: `cores`: found the string `1`, expected an integer from 0 to 4095",
+            "5:8: `idle`: found the string `adaptiv`, did you mean `adaptive`? expected one of adaptive, spin",
+            "6:10: `caches`: found an integer, expected true or false",
+            "7:7: `log`: found the string `loud`, expected one of error, warn, info, debug, trace",
+            "8:12: `max-idle`: 1 is out of range, expected 500 to 3600000",
+            "9:14: `flow-limit`: 0 is out of range, expected 1 to 8388608",
         ],
     );
     reports("[switch]\ncores = []", &["2:9: `cores`: the list is empty, expected at least one core"]);
@@ -268,7 +273,8 @@ rxq-affinity = "0:1,0:2"
         &[
             "3:1: `name` is missing",
             "4:8: `type`: found the string `pach`, did you mean `patch`? \
-             expected one of system, afxdp, afpacket, internal, patch, vxlan, gre, geneve, vtep",
+             expected one of system, afxdp, afpacket, internal, patch, vxlan, gre, geneve, vtep, dpdkvhostuser, \
+             dpdkvhostuserclient",
             "5:7: `tag`: found the string `x`, expected an integer from 0 to 4095",
             "7:8: `name`: `an-interface-too-long` is 21 bytes long, expected at most 15",
             "8:13: `vlan-mode`: found the string `acces`, did you mean `access`? \

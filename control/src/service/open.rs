@@ -10,6 +10,7 @@ use dataplane::port::{Port, host, packet, xdp};
 use flowtable::id::PortId;
 
 use super::descriptors;
+use super::vhost::Guests;
 use crate::compile::{AttachKind, Attachment};
 use crate::config::XdpMode;
 use crate::host::endpoints::Endpoints;
@@ -32,6 +33,8 @@ pub struct Opener {
     pub endpoints: Arc<Endpoints>,
     /// Who is told whose path a packet of the host's stack was too long for.
     pub overlong: Arc<host::Overlong>,
+    /// VMs.
+    pub guests: Guests,
 }
 
 impl Opener {
@@ -39,10 +42,11 @@ impl Opener {
     /// cure.
     pub fn open(&self, id: PortId, want: &Attachment, patience: Duration) -> Result<Opened, String> {
         descriptors::check(want.queues)?;
-        match want.kind {
+        match &want.kind {
             AttachKind::Internal => internal(want),
             AttachKind::Vtep => self.vtep(id),
-            AttachKind::HostTunnel(request) => self.host_tunnel(request),
+            AttachKind::HostTunnel(request) => self.host_tunnel(*request),
+            AttachKind::Vhost(_) => Ok(self.guests.open(id)),
             AttachKind::System | AttachKind::Afxdp | AttachKind::Afpacket => {
                 netdev(want, &self.pool, patience)
             }

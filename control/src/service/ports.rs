@@ -2,9 +2,10 @@
 //!
 //! An interface that vanishes or is set down takes its port down; one that returns brings it up. A device that
 //! cannot be opened keeps its error until its interface changes. An internal port is a device of our own: when
-//! somebody deletes it, it is made again.
+//! somebody deletes it, it is made again. A port for a VM comes up when the guest's driver runs, and goes down with it.
 
 use std::collections::BTreeMap;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,8 @@ use dataplane::switch::Switch;
 use flowtable::id::PortId;
 
 use super::open::{Opened, Opener};
-use crate::api::report::Trouble;
+use super::vhost::Presence;
+use crate::api::report::{Trouble, VhostReport};
 use crate::compile::{AttachKind, Attachment};
 use crate::links::{Link, Links};
 
@@ -45,22 +47,26 @@ pub enum State {
     },
     /// It waits for its interface; why.
     Down(String),
+    /// All that can be done is done: a VM is to come.
+    Awaiting(String),
     /// It could not be opened; why.
     Failed(String),
 }
 
-/// What of an interface decides whether a port on it can be open.
+/// What of an interface, or of a guest, decides whether a port on it can be open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Seen {
     Missing,
     Down(u32),
     /// Its number, and its MTU if the port depends on it.
     Up(u32, Option<u32>),
+    /// The guest's driver runs; counts changes of its queues.
+    Guest(u64),
 }
 
 impl Seen {
     /// An AF_XDP socket is bound for frames of a certain length: another MTU takes another socket.
-    fn of(link: Option<&Link>, kind: AttachKind) -> Seen {
+    fn of(link: Option<&Link>, kind: &AttachKind) -> Seen {
         let mtu = |link: &Link| matches!(kind, AttachKind::Afxdp | AttachKind::System).then_some(link.mtu);
         match link {
             None => Seen::Missing,
@@ -84,8 +90,12 @@ enum Step {
     Keep,
     Open,
     Reopen,
-    /// Close it if it is open; it waits for this.
-    Wait(&'static str),
+    /// Close it if it is open; it is like this then.
+    Wait(State),
+}
+
+fn wait(reason: &str) -> Step {
+    Step::Wait(State::Down(reason.to_owned()))
 }
 
 /// One configured device.
@@ -103,24 +113,36 @@ impl Slot {
         Slot { want, state: State::Down("not opened yet".into()), seen: Seen::Missing, retry: None }
     }
 
+    /// Says what is new, unless the port is up. Of guests their sessions have spoken already, and not too often.
+    fn enter(&mut self, state: State) {
+        let port = &self.want.name;
+        match &state {
+            State::Down(reason) if state != self.state => tracing::info!(port, "port is down: {reason}"),
+            State::Awaiting(reason) if state != self.state => tracing::debug!(port, "port is down: {reason}"),
+            State::Failed(error) if state != self.state => tracing::error!(port, "cannot open port: {error}"),
+            _ => {}
+        }
+        self.state = state;
+    }
+
     fn is_up(&self) -> bool {
         matches!(self.state, State::Up { .. })
     }
 
     fn step(&self, now: Seen) -> Step {
-        if !self.want.kind.has_netdev() {
-            return if self.is_up() { Step::Keep } else { Step::Open };
-        }
-        match (self.want.kind, &self.state, now) {
+        match (&self.want.kind, &self.state, now) {
+            (AttachKind::Vhost(_), State::Up { .. }, _) if now != self.seen => Step::Reopen,
+            (kind, State::Up { .. }, _) if !kind.has_netdev() => Step::Keep,
+            (kind, ..) if !kind.has_netdev() => Step::Open,
             (AttachKind::Internal, State::Up { .. }, Seen::Missing) => Step::Reopen,
             (AttachKind::Internal, State::Up { .. }, _) => Step::Keep,
             (AttachKind::Internal, State::Down(_), _) => Step::Open,
             (_, State::Up { .. }, Seen::Up(..)) if now == self.seen => Step::Keep,
-            (_, State::Up { .. }, Seen::Up(..)) => Step::Reopen,
+            (_, State::Up { .. }, Seen::Up(..) | Seen::Guest(_)) => Step::Reopen,
             (_, State::Failed(_), _) if now == self.seen => Step::Keep,
-            (_, _, Seen::Up(..)) | (AttachKind::Internal, _, _) => Step::Open,
-            (_, _, Seen::Missing) => Step::Wait("no such interface; the port comes up when there is one"),
-            (_, _, Seen::Down(_)) => Step::Wait("interface is set down; the port comes up with it"),
+            (_, _, Seen::Up(..) | Seen::Guest(_)) | (AttachKind::Internal, _, _) => Step::Open,
+            (_, _, Seen::Missing) => wait("no such interface; the port comes up when there is one"),
+            (_, _, Seen::Down(_)) => wait("interface is set down; the port comes up with it"),
         }
     }
 }
@@ -170,7 +192,7 @@ impl Ports {
     /// Devices that should be open and are not.
     pub fn troubles(&self) -> impl Iterator<Item = Trouble> {
         self.slots.values().filter_map(|slot| match &slot.state {
-            State::Up { .. } => None,
+            State::Up { .. } | State::Awaiting(_) => None,
             State::Down(error) | State::Failed(error) => {
                 Some(Trouble { port: slot.want.name.clone(), error: error.clone() })
             }
@@ -184,6 +206,10 @@ impl Ports {
         let old = std::mem::take(&mut self.slots);
         let unwanted = |(id, slot): &(&PortId, &Slot)| slot.is_up() && wanted.get(id) != Some(&slot.want);
         self.close_several(&old.iter().filter(unwanted).map(|(id, _)| *id).collect::<Vec<_>>());
+        self.opener.guests.keep(|id| match &wanted.get(&id)?.kind {
+            AttachKind::Vhost(request) => Some(request),
+            _ => None,
+        });
         for (id, slot) in old {
             if wanted.get(&id) == Some(&slot.want) {
                 moves.untouched += 1;
@@ -217,6 +243,28 @@ impl Ports {
             self.settle_one(id, links, patience);
             patience = patience.saturating_sub(began.elapsed()).max(LAST_PATIENCE);
         }
+    }
+
+    /// Readable when [`Ports::settle_changed`] has something to do.
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.opener.guests.as_fd()
+    }
+
+    /// When [`Ports::settle_changed`] is due although nothing is readable.
+    pub fn guests_deadline(&self) -> Option<Instant> {
+        self.opener.guests.deadline()
+    }
+
+    /// Brings ports to where their guests are now. False if nothing changed.
+    pub fn settle_changed(&mut self, links: &Links) -> bool {
+        let changed = self.opener.guests.changed(Instant::now());
+        changed.iter().for_each(|id| self.settle_one(*id, links, LAST_PATIENCE));
+        !changed.is_empty()
+    }
+
+    /// How the session of a vhost-user port is.
+    pub fn vhost_report(&self, port: PortId) -> Option<VhostReport> {
+        self.opener.guests.report(port)
     }
 
     /// The data plane lost a port: closes it, and looks again soon.
@@ -256,46 +304,60 @@ impl Ports {
 
     fn settle_one(&mut self, id: PortId, links: &Links, patience: Duration) {
         let Some(mut slot) = self.slots.remove(&id) else { return };
-        let now = Seen::of(links.get(&slot.want.name), slot.want.kind);
-        match slot.step(now) {
+        let (now, step) = self.look(id, &slot, links);
+        match step {
             Step::Keep => {}
             Step::Open => self.open(id, &mut slot, patience),
             Step::Reopen => {
                 self.close(id, &slot);
                 self.open(id, &mut slot, patience);
             }
-            Step::Wait(reason) => {
+            Step::Wait(state) => {
                 self.close(id, &slot);
-                if slot.state != State::Down(reason.into()) {
-                    tracing::info!(port = slot.want.name, "port is down: {reason}");
-                    slot.state = State::Down(reason.into());
-                }
+                slot.enter(state);
             }
         }
         slot.seen = if slot.is_up() { now.with(slot.want.mtu) } else { now };
-        let deaf = !slot.is_up() && !slot.want.kind.has_netdev();
+        let told = slot.want.kind.has_netdev() || matches!(slot.state, State::Awaiting(_));
+        let deaf = !slot.is_up() && !told;
         slot.retry = deaf.then(|| Instant::now() + TRY_AGAIN);
         self.slots.insert(id, slot);
     }
 
+    /// What there is for a port to be on, and what to do about it.
+    fn look(&mut self, id: PortId, slot: &Slot, links: &Links) -> (Seen, Step) {
+        let AttachKind::Vhost(request) = &slot.want.kind else {
+            let now = Seen::of(links.get(&slot.want.name), &slot.want.kind);
+            return (now, slot.step(now));
+        };
+        let wait = match self.opener.guests.follow(id, request) {
+            Ok(Presence::Running(epoch)) => return (Seen::Guest(epoch), slot.step(Seen::Guest(epoch))),
+            Ok(Presence::Awaited(reason)) => State::Awaiting(reason),
+            Ok(Presence::Hindered(reason)) => State::Down(reason),
+            Err(error) => State::Failed(error),
+        };
+        (Seen::Missing, Step::Wait(wait))
+    }
+
     fn open(&self, id: PortId, slot: &mut Slot, patience: Duration) {
         let want = &slot.want;
-        slot.state = match self.opener.open(id, want, patience) {
+        let state = match self.opener.open(id, want, patience) {
+            Ok(opened) if opened.queues.is_empty() => {
+                State::Awaiting("the guest has just stopped its queues".into())
+            }
             Ok(Opened { queues, obtained, because }) => {
                 let why = because.iter().map(|reason| format!(" because {reason}")).collect::<String>();
-                tracing::info!(port = want.name, "port is up: {obtained}{why}");
+                match want.kind {
+                    AttachKind::Vhost(_) => tracing::debug!(port = want.name, "port is up: {obtained}"),
+                    _ => tracing::info!(port = want.name, "port is up: {obtained}{why}"),
+                }
                 let count = queues.len();
                 self.switch.attach(id, queues, &placement(want, count));
                 State::Up { obtained, because, queues: count }
             }
-            Err(error) => {
-                let failed = State::Failed(error.clone());
-                if slot.state != failed {
-                    tracing::error!(port = want.name, "cannot open port: {error}");
-                }
-                failed
-            }
+            Err(error) => State::Failed(error),
         };
+        slot.enter(state);
     }
 
     fn close(&self, id: PortId, slot: &Slot) {
@@ -315,6 +377,8 @@ fn placement(want: &Attachment, queues: usize) -> Vec<Option<usize>> {
 
 #[cfg(test)]
 mod tests {
+    use dataplane::port::vhost::{Request, Role};
+
     use super::*;
     use crate::config::XdpMode;
 
@@ -352,17 +416,17 @@ mod tests {
     #[test]
     fn a_port_that_depends_on_the_mtu_follows_it() {
         let link = |mtu| Link { index: 3, name: "eth1".into(), up: true, running: true, mtu, mac: None };
-        let seen = |kind, mtu| Seen::of(Some(&link(mtu)), kind);
+        let seen = |kind: &AttachKind, mtu| Seen::of(Some(&link(mtu)), kind);
         for kind in [AttachKind::Afxdp, AttachKind::System] {
-            let opened = slot(kind, up(), seen(kind, 1500));
-            assert_eq!(opened.step(seen(kind, 1500)), Step::Keep);
-            assert_eq!(opened.step(seen(kind, 9000)), Step::Reopen);
-            let failed = slot(kind, State::Failed("too long".into()), seen(kind, 9000));
-            assert_eq!(failed.step(seen(kind, 1500)), Step::Open);
-            let setting = slot(kind, up(), seen(kind, 1500).with(Some(9000)));
-            assert_eq!(setting.step(seen(kind, 9000)), Step::Keep, "our own doing");
+            let opened = slot(kind.clone(), up(), seen(&kind, 1500));
+            assert_eq!(opened.step(seen(&kind, 1500)), Step::Keep);
+            assert_eq!(opened.step(seen(&kind, 9000)), Step::Reopen);
+            let failed = slot(kind.clone(), State::Failed("too long".into()), seen(&kind, 9000));
+            assert_eq!(failed.step(seen(&kind, 1500)), Step::Open);
+            let setting = slot(kind.clone(), up(), seen(&kind, 1500).with(Some(9000)));
+            assert_eq!(setting.step(seen(&kind, 9000)), Step::Keep, "our own doing");
         }
-        let packet = |mtu| seen(AttachKind::Afpacket, mtu);
+        let packet = |mtu| seen(&AttachKind::Afpacket, mtu);
         assert_eq!(slot(AttachKind::Afpacket, up(), packet(1500)).step(packet(9000)), Step::Keep);
     }
 
@@ -383,6 +447,22 @@ mod tests {
         assert_eq!(step(State::Down("".into()), Seen::Missing), Step::Open);
         assert_eq!(step(up(), Seen::Missing), Step::Reopen, "somebody deleted it");
         assert_eq!(step(up(), Seen::Down(3)), Step::Keep, "the host may set its end down");
+    }
+
+    #[test]
+    fn a_port_follows_its_guest() {
+        let request =
+            Request { name: "vm".into(), path: "/run/vm".into(), role: Role::Server, pairs: 2, mtu: 1500 };
+        let step = |state, seen, now| slot(AttachKind::Vhost(request.clone()), state, seen).step(now);
+        assert_eq!(step(up(), Seen::Guest(3), Seen::Guest(3)), Step::Keep);
+        assert_eq!(step(up(), Seen::Guest(3), Seen::Guest(4)), Step::Reopen, "other queues");
+        assert_eq!(step(State::Awaiting("".into()), Seen::Missing, Seen::Guest(4)), Step::Open);
+        assert_eq!(step(State::Failed("no socket".into()), Seen::Missing, Seen::Guest(4)), Step::Open);
+        assert_eq!(
+            step(State::Down("".into()), Seen::Guest(4), Seen::Guest(4)),
+            Step::Open,
+            "after the data plane lost it"
+        );
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use dataplane::port::vhost::Role;
 use dataplane::switch::Learn;
 use dataplane::tables::{VlanConfig, VlanMode, VlanSet};
 use dataplane::tunnel::Carrier;
@@ -115,6 +116,7 @@ impl Service {
             rx_missed: stats.rx_missed,
             rx_errors: stats.rx_errors,
             drops: drops.filter(|(_, frames)| *frames > 0).collect(),
+            vhost: self.ports.vhost_report(port.id),
         }
     }
 
@@ -151,7 +153,9 @@ impl Service {
             Some(State::Up { obtained, because, queues }) => {
                 Condition { state: PortState::Up, obtained: Some(obtained), because, error: None, queues }
             }
-            Some(State::Down(error)) => Condition::without_device(PortState::Down, None, Some(error)),
+            Some(State::Down(error) | State::Awaiting(error)) => {
+                Condition::without_device(PortState::Down, None, Some(error))
+            }
             Some(State::Failed(error)) => Condition::without_device(PortState::Error, None, Some(error)),
             None => match self.model.peer(port) {
                 Some(peer) => {
@@ -379,6 +383,8 @@ fn kind_name(kind: PortKind) -> &'static str {
         PortKind::Patch => "patch",
         PortKind::Tunnel(kind) => tunnel_name(kind),
         PortKind::Vtep => "vtep",
+        PortKind::Vhost(Role::Server) => "dpdkvhostuser",
+        PortKind::Vhost(Role::Client) => "dpdkvhostuserclient",
     }
 }
 

@@ -123,7 +123,7 @@ fn tunnel_ports_have_their_options_and_the_defaults_of_open_vswitch() {
 fn sockets_are_the_listeners_and_only_where_the_host_carries() {
     let (model, compiled) = compiled(NET);
     let id = |port: &str| model.port(port).unwrap().id;
-    let kind = |port| compiled.attachments.get(&port).map(|attachment| attachment.kind);
+    let kind = |port| compiled.attachments.get(&port).map(|attachment| attachment.kind.clone());
     let sockets =
         |kind, dst_port, local| Some(AttachKind::HostTunnel(host::Request { kind, dst_port, local }));
     let listener = tunnel(&model, &compiled, "vx1").listener;

@@ -2,6 +2,7 @@
 //!
 //! Run by root. Conditions are awaited, not slept for; limits are generous, for two loaded cores.
 
+#[allow(dead_code)] // vhost.rs uses the rest
 mod support;
 
 #[path = "netns/control.rs"]

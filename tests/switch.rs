@@ -41,6 +41,8 @@ mod ports;
 mod queues;
 #[path = "switch/snooping.rs"]
 mod snooping;
+#[path = "switch/vhost/mod.rs"]
+mod vhost;
 #[path = "switch/vlans.rs"]
 mod vlans;
 

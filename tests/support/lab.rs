@@ -13,29 +13,38 @@ static TAKEN: Mutex<usize> = Mutex::new(0);
 static FREED: Condvar = Condvar::new();
 
 /// The right to run; given back when dropped.
-pub struct Seat(());
+pub struct Seat(usize);
 
 impl Seat {
     /// Waits for one. `None`, and says why, if the tests are not run by root: namespaces, AF_XDP and AF_PACKET
     /// are root's.
     pub fn take() -> Option<Seat> {
+        Seat::wait(1)
+    }
+
+    /// Waits for all of them: nothing runs beside a test that has two machines, or that measures time.
+    pub fn take_all() -> Option<Seat> {
+        Seat::wait(SEATS)
+    }
+
+    fn wait(seats: usize) -> Option<Seat> {
         if !nix::unistd::geteuid().is_root() {
             eprintln!("skipped: not root, so no namespaces, AF_XDP or AF_PACKET");
             return None;
         }
         let mut taken = lock();
-        while *taken == SEATS {
+        while *taken + seats > SEATS {
             taken = FREED.wait(taken).unwrap_or_else(PoisonError::into_inner);
         }
-        *taken += 1;
-        Some(Seat(()))
+        *taken += seats;
+        Some(Seat(seats))
     }
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        *lock() -= 1;
-        FREED.notify_one();
+        *lock() -= self.0;
+        FREED.notify_all();
     }
 }
 

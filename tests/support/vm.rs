@@ -3,18 +3,23 @@
 //!
 //! `tests/setup/vm.sh` makes its kernel and its file system, once. A line through its console is a command.
 
+pub mod change;
+pub mod machine;
+pub mod monitor;
+
 use std::io::{Read, Write};
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tempfile::TempDir;
 
+use self::machine::{Machine, Nic};
+use self::monitor::Monitor;
 use super::namespace::Namespace;
 
 /// How long it may take to boot, on two loaded cores.
@@ -26,6 +31,7 @@ const END: u8 = 0x1e;
 
 /// A machine with root's shell; ends when dropped, or when the test's process does.
 pub struct Vm {
+    machine: Machine,
     qemu: Child,
     commands: ChildStdin,
     answers: ChildStdout,
@@ -36,25 +42,35 @@ impl Vm {
     /// Boots one whose `eth0`, `eth1`, … are at TAP devices of these names, which it makes in `namespace` and sets
     /// up. In the machine they are down. They hand checksums and segments over unfinished, as virtio does.
     pub fn boot(namespace: &Namespace, taps: &[&str]) -> Vm {
-        static BOOTED: AtomicU8 = AtomicU8::new(0);
-        let number = BOOTED.fetch_add(1, Ordering::Relaxed);
+        let nics: Vec<Nic> = taps.iter().map(|name| Nic::tap(name)).collect();
+        Vm::start(namespace, Machine::new(nics)).booted()
+    }
+
+    /// Starts one, which need not have booted, nor got its state: a card at a vhost-user port waits for its switch.
+    pub fn start(namespace: &Namespace, machine: Machine) -> Vm {
         let dir = TempDir::with_prefix("sluice-test-vm-").expect("a directory");
-        let mut command = machine(&files(), &dir.path().join("console"));
-        for (i, tap) in taps.iter().enumerate() {
-            namespace.ip(&format!("tuntap add dev {tap} mode tap vnet_hdr"));
-            namespace.ip(&format!("link set {tap} up"));
-            let mac = format!("02:00:00:56:{number:02x}:{i:02x}");
-            let backend = format!("tap,id=n{i},ifname={tap},script=no,downscript=no,vhost=off");
-            let device = format!("virtio-net-pci,netdev=n{i},mac={mac},romfile=");
-            command.args(["-netdev", &backend, "-device", &device]);
-        }
-        command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut qemu =
-            namespace.run(|| command.spawn().expect("qemu-system-x86_64: install qemu-system-x86"));
-        let (commands, answers) = (qemu.stdin.take().expect("a pipe"), qemu.stdout.take().expect("a pipe"));
-        let mut vm = Vm { qemu, commands, answers, dir };
-        vm.answer(BOOT, "the machine boots");
-        vm
+        let (qemu, commands, answers) = spawn(namespace, &machine, dir.path());
+        Vm { machine, qemu, commands, answers, dir }
+    }
+
+    /// Waits until it has booted.
+    pub fn booted(mut self) -> Vm {
+        self.await_boot();
+        self
+    }
+
+    /// As [`Vm::booted`].
+    pub fn await_boot(&mut self) {
+        self.answer(BOOT, "the machine boots");
+    }
+
+    /// Its address on card `index`.
+    pub fn mac(&self, index: usize) -> String {
+        self.machine.mac(index)
+    }
+
+    fn monitor(&self) -> Monitor {
+        Monitor::connect(&self.dir.path().join("monitor"))
     }
 
     /// Runs a line of shell that must succeed; what it prints, errors as well.
@@ -95,13 +111,24 @@ impl Vm {
     }
 }
 
+impl Vm {
+    /// Did its kernel say on the console that it could not go on?
+    pub fn has_crashed(&self) -> bool {
+        self.console().contains("Kernel panic - not syncing")
+    }
+
+    fn console(&self) -> String {
+        let console = std::fs::read(self.dir.path().join("console")).unwrap_or_default();
+        String::from_utf8_lossy(&console).into_owned()
+    }
+}
+
 impl Drop for Vm {
     fn drop(&mut self) {
         let _ = self.qemu.kill();
         let _ = self.qemu.wait();
         if std::thread::panicking() {
-            let console = std::fs::read(self.dir.path().join("console")).unwrap_or_default();
-            eprintln!("the machine's console:\n{}", String::from_utf8_lossy(&console));
+            eprintln!("the machine's console:\n{}", self.console());
         }
     }
 }
@@ -129,15 +156,17 @@ fn files() -> PathBuf {
     MADE.get_or_init(make).clone()
 }
 
-/// A machine with nothing but a console, whose commands come from and go to standard input and output.
-fn machine(files: &Path, console: &Path) -> Command {
-    let mut command = Command::new("qemu-system-x86_64");
-    command.args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"]);
-    command.args(["-machine", "q35", "-accel", "tcg", "-cpu", "max", "-m", "256"]);
-    command.arg("-kernel").arg(files.join("kernel")).arg("-initrd").arg(files.join("initramfs"));
-    command.args(["-append", "console=ttyS0 panic=-1 mitigations=off cryptomgr.notests"]);
-    command.args(["-serial", &format!("file:{}", console.display())]);
-    command.args(["-chardev", "stdio,id=commands,signal=off"]);
-    command.args(["-device", "virtio-serial-pci", "-device", "virtserialport,chardev=commands"]);
-    command
+/// Starts QEMU; where its shell reads commands and writes answers.
+fn spawn(namespace: &Namespace, machine: &Machine, run: &Path) -> (Child, ChildStdin, ChildStdout) {
+    for name in machine.nics.iter().filter_map(|nic| nic.backend.tap()) {
+        if !namespace.has_link(name) {
+            namespace.ip(&format!("tuntap add dev {name} mode tap vnet_hdr"));
+            namespace.ip(&format!("link set {name} up"));
+        }
+    }
+    let mut command = machine.command(&files(), run);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut qemu = namespace.run(|| command.spawn().expect("qemu-system-x86_64: install qemu-system-x86"));
+    let pipes = (qemu.stdin.take().expect("a pipe"), qemu.stdout.take().expect("a pipe"));
+    (qemu, pipes.0, pipes.1)
 }

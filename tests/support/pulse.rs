@@ -1,0 +1,66 @@
+//! How long nobody answered: echo requests every few milliseconds, and the longest time between two answers.
+
+use std::fs::{self, File};
+use std::net::Ipv4Addr;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+use super::host::Host;
+use super::lab::within;
+
+/// Echo requests on their way, until stopped.
+pub struct Pulse {
+    ping: Child,
+    dir: TempDir,
+}
+
+impl Pulse {
+    /// Sends an echo request of `size` bytes from a host every `interval`.
+    pub fn start(from: &Host, to: Ipv4Addr, interval: Duration, size: usize) -> Pulse {
+        let dir = TempDir::with_prefix("sluice-test-pulse-").expect("a directory");
+        let answers = File::create(dir.path().join("answers")).expect("a file");
+        let mut command = Command::new("stdbuf");
+        command.args(["-oL", "ping", "-n", "-D", "-i", &interval.as_secs_f64().to_string()]);
+        command.args(["-s", &size.to_string(), &to.to_string()]);
+        command.stdin(Stdio::null()).stdout(answers).stderr(Stdio::null());
+        Pulse { ping: from.ns.run(|| command.spawn().expect("stdbuf and ping")), dir }
+    }
+
+    /// When the answers came, in seconds since the epoch.
+    fn answers(&self) -> Vec<f64> {
+        let text = fs::read_to_string(self.dir.path().join("answers")).expect("what ping said");
+        let time = |line: &str| line.strip_prefix('[')?.split_once("] ")?.0.parse().ok();
+        text.lines().filter(|line| line.contains("bytes from")).filter_map(time).collect()
+    }
+
+    /// How many answers have come.
+    pub fn count(&self) -> usize {
+        self.answers().len()
+    }
+
+    /// Waits until `n` more have come than had when called.
+    pub fn await_more(&self, n: usize, limit: Duration) {
+        let goal = self.count() + n;
+        within(limit, &format!("{n} more answers"), || self.count() >= goal);
+    }
+
+    /// Stops, and says how long the longest time between two answers was.
+    pub fn stop(mut self) -> Duration {
+        kill(Pid::from_raw(self.ping.id() as i32), Signal::SIGINT).expect("our own child");
+        self.ping.wait().expect("its status");
+        let answers = self.answers();
+        let gaps = answers.windows(2).map(|pair| pair[1] - pair[0]);
+        Duration::from_secs_f64(gaps.fold(0.0, f64::max))
+    }
+}
+
+impl Drop for Pulse {
+    fn drop(&mut self) {
+        let _ = self.ping.kill();
+        let _ = self.ping.wait();
+    }
+}

@@ -26,6 +26,8 @@ use super::namespace::Namespace;
 const BOOT: Duration = Duration::from_secs(120);
 /// How long a command may take.
 const COMMAND: Duration = Duration::from_secs(60);
+/// How long a shell that lives takes for nothing, at most.
+const SHELL: Duration = Duration::from_secs(20);
 /// Ends an answer; a command's status and a line feed follow (ASCII's record separator).
 const END: u8 = 0x1e;
 
@@ -115,6 +117,20 @@ impl Vm {
     /// Did its kernel say on the console that it could not go on?
     pub fn has_crashed(&self) -> bool {
         self.console().contains("Kernel panic - not syncing")
+    }
+
+    /// Has its kernel crashed, or does not even its shell answer any more?
+    pub fn is_dead(&mut self) -> bool {
+        if self.has_crashed() || self.commands.write_all(b"true\n").is_err() {
+            return true;
+        }
+        let limit = PollTimeout::try_from(SHELL).expect("seconds");
+        let answers = poll(&mut [PollFd::new(self.answers.as_fd(), PollFlags::POLLIN)], limit);
+        let is_dead = answers == Ok(0) || self.has_crashed();
+        if !is_dead {
+            self.answer(COMMAND, "true");
+        }
+        is_dead
     }
 
     fn console(&self) -> String {

@@ -2,7 +2,7 @@
 
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -10,6 +10,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::device::Device;
 use super::inbox::{self, Inbox, InboxError, Mail, Message};
+use super::lanes::lock;
 use super::relay::{Refusal, Relay};
 use super::signal::Alarm;
 
@@ -65,14 +66,10 @@ impl Conversation<'_> {
             }
             count += 1;
             match self.step(&mut inbox, &mut relay, more) {
-                Ok(refusal) => more = tell(&self.lock(), refusal),
+                Ok(refusal) => more = tell(&lock(self.device), refusal),
                 Err(end) => return end,
             }
         }
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Device> {
-        self.device.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits for something, at most so long, and does it.
@@ -130,7 +127,7 @@ impl Conversation<'_> {
         if self.alarm.is_stopped() {
             return Err(End::Stopped);
         }
-        match self.alarm.take_fault().then(|| self.lock().fault()).flatten() {
+        match self.alarm.take_fault().then(|| lock(self.device).fault()).flatten() {
             Some((pair, fault)) => Err(End::Fault(format!("queue pair {pair}: {fault}"))),
             None => Ok(()),
         }

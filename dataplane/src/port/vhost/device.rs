@@ -235,9 +235,12 @@ impl Device {
     }
 
     pub(super) fn set_memory(&mut self, regions: Vec<Arc<Region>>) -> Result<(), DeviceError> {
-        let memory = Arc::new(GuestMemory::new(regions)?);
+        self.use_memory(GuestMemory::new(regions)?)
+    }
+
+    fn use_memory(&mut self, memory: GuestMemory) -> Result<(), DeviceError> {
         let changed = self.change(self.all(), |state| {
-            state.memory = memory;
+            state.memory = Arc::new(memory);
             Ok(())
         });
         match changed {
@@ -249,25 +252,25 @@ impl Device {
 
     /// QEMU up to 7.2 at least says so once for each queue pair: what is there, is there.
     pub(super) fn add_region(&mut self, region: Arc<Region>) -> Result<(), DeviceError> {
-        let mut regions = self.state.memory.regions().to_vec();
-        if regions.iter().any(|known| known.spec() == region.spec()) {
+        let memory = &self.state.memory;
+        if memory.regions().iter().any(|known| known.spec() == region.spec()) {
             return Ok(());
         }
-        regions.push(region);
-        self.set_memory(regions)
+        self.use_memory(memory.with(region)?)
     }
 
     /// Its place in the file does not count (vhost-user, "VHOST_USER_REM_MEM_REG"). This, too, QEMU repeats: what is not
     /// there, is gone.
     pub(super) fn remove_region(&mut self, gone: RegionSpec) -> Result<(), DeviceError> {
-        let mut regions = self.state.memory.regions().to_vec();
+        let memory = &self.state.memory;
         let is_it = |region: &Arc<Region>| {
             let spec = region.spec();
             (spec.guest, spec.len, spec.user) == (gone.guest, gone.len, gone.user)
         };
-        let Some(at) = regions.iter().position(is_it) else { return Ok(()) };
-        regions.remove(at);
-        self.set_memory(regions)
+        if !memory.regions().iter().any(is_it) {
+            return Ok(());
+        }
+        self.use_memory(memory.without(gone.guest, gone.len)?)
     }
 
     pub(super) fn set_log(&mut self, log: Arc<DirtyLog>) -> Result<(), DeviceError> {
@@ -361,6 +364,6 @@ impl Device {
 
     /// Bytes of the guest's memory.
     pub(super) fn memory(&self) -> u64 {
-        self.state.memory.regions().iter().map(|region| region.spec().len).sum()
+        self.state.memory.bytes()
     }
 }

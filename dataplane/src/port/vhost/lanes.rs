@@ -142,7 +142,7 @@ impl Lanes {
     }
 }
 
-/// Steps in, whoever panicked inside: the lanes are whole between any two statements.
-pub(super) fn lock(lanes: &Mutex<Lanes>) -> MutexGuard<'_, Lanes> {
-    lanes.lock().unwrap_or_else(PoisonError::into_inner)
+/// Locks what a session shares, whoever panicked with it: all of that is whole between any two statements.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

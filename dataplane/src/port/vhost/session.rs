@@ -6,7 +6,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -14,7 +14,7 @@ use tracing::{info, warn};
 
 use super::conversation::{Conversation, End, timeout};
 use super::device::Device;
-use super::lanes::{self, Lanes};
+use super::lanes::{Lanes, lock};
 use super::relay::Refusal;
 use super::signal::Alarm;
 use super::socket::{self, Listener};
@@ -80,10 +80,6 @@ impl Shared {
             let _ = line.shutdown(std::net::Shutdown::Both);
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// How frontends are found.
@@ -218,7 +214,7 @@ impl Session {
             self.log.write(|| warn!(port = name, "vhost-user: refused {refusal}"));
         }
         let (epoch, running) = {
-            let lanes = lanes::lock(&self.shared.lanes);
+            let lanes = lock(&self.shared.lanes);
             (lanes.epoch(), lanes.running())
         };
         let pairs = running.pairs.count_ones() as u16;
@@ -251,7 +247,7 @@ impl Session {
                 self.log.write(|| info!(port = name, "vhost-user: the frontend is gone"));
             }
         }
-        let epoch = lanes::lock(&self.shared.lanes).epoch();
+        let epoch = lock(&self.shared.lanes).epoch();
         self.shared.set(|status| {
             let Status { connections, resets, .. } = *status;
             *status = Status { epoch, connections, resets, ..Status::default() };

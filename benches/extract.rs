@@ -1,12 +1,15 @@
 //! How long does it take to make a key of a frame, to hash it, and to add what a tunnel said?
 
 use std::hint::black_box;
+use std::net::Ipv4Addr;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use flowtable::extract::extract;
 use flowtable::field::TunnelFlags;
 use flowtable::id::PortId;
-use flowtable::key::TunnelFields;
+use flowtable::key::{Hop, TunnelFields};
+use flowtable::keys::Keys;
+use flowtable::places::Places;
 
 const UDP: u8 = 17;
 const TCP: u8 = 6;
@@ -78,12 +81,27 @@ fn keys(c: &mut Criterion) {
     group.finish();
 }
 
+/// The keys of a whole batch, into room that is kept, as the switch extracts them.
+fn batches(c: &mut Criterion) {
+    let mut group = c.benchmark_group("batch");
+    group.throughput(Throughput::Elements(Places::MAX as u64));
+    for (case, frame) in cases(60) {
+        let frames: Vec<_> = (0..Places::MAX).map(|_| frame.clone()).collect();
+        let mut keys = Box::new(Keys::default());
+        group.bench_function(case, |b| {
+            b.iter(|| keys.extract(black_box(&frames).iter().map(|frame| &frame[..]), PortId(1)));
+        });
+        assert_eq!(keys[7], extract(&frame, PortId(1)).expect("a whole Ethernet header"));
+    }
+    group.finish();
+}
+
 /// What decapsulation adds to a key.
 fn tunnel(c: &mut Criterion) {
     let frame = ethernet(&[], 0x0800, &ipv4(TCP, 80, 46));
     let mut key = extract(&frame, PortId(1)).expect("a whole Ethernet header");
-    let (src, dst) = ([192, 0, 2, 1].into(), [192, 0, 2, 2].into());
-    let outer = TunnelFields { id: Some(5001), src, dst, tos: 0, ttl: 64, flags: TunnelFlags::NONE };
+    let ends = [1, 2].map(|n| Ipv4Addr::new(192, 0, 2, n).to_ipv6_mapped());
+    let outer = TunnelFields::new(Some(5001), ends, Hop { tos: 0, ttl: 64, flags: TunnelFlags::NONE });
     let mut group = c.benchmark_group("key");
     group.throughput(Throughput::Elements(1));
     group.bench_function("set-tunnel", |b| b.iter(|| black_box(&mut key).set_tunnel(black_box(&outer))));
@@ -110,6 +128,6 @@ fn hash(c: &mut Criterion) {
 criterion_group! {
     name = benches;
     config = Criterion::default().sample_size(50);
-    targets = keys, tunnel, hash
+    targets = keys, batches, tunnel, hash
 }
 criterion_main!(benches);

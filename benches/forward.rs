@@ -9,6 +9,9 @@
 //! In tunnel cases a VM's port is in a segment that reaches beyond an uplink in another bridge: `encap` cases go from the VM to
 //! the uplink, `decap` cases the other way. Their size is that of the inner frame, their flows are as those of `l2`.
 //!
+//! `tuples` are flows between one pair of stations: what OVS is measured with, port to port or NORMAL. A case whose name ends so
+//! has these, others have a pair of stations for each flow. `retag` goes from a VLAN to the provider's that stands for it.
+//!
 //! Names are `forward/case/size`: flows, ports of a flood, or bytes; frames received are the throughput. Beside
 //! criterion's own figures each case prints TSC cycles of the poller per frame: the best of many short windows and the median.
 
@@ -193,40 +196,63 @@ fn switching(c: &mut Criterion) {
     }
 }
 
-fn vlans(c: &mut Criterion) {
-    for flows in [1, 1_000] {
-        let case = |ports: &str, tags: [Option<u16>; 2], copies| {
-            let (frames, hello) = pairs(flows, SHORT);
-            Case {
-                config: bridge(ports),
-                frames: all_tagged(frames, tags[0]),
-                hello: all_tagged(hello, tags[1]),
-                copies,
-            }
-        };
-        pass(c, ("access", flows), || case("a tag = 10\nb tag = 10", [None, None], 1));
-        pass(c, ("push", flows), || case("a tag = 10\nb trunks = [10]", [None, Some(10)], 1));
-        pass(c, ("pop", flows), || case("a trunks = [10]\nb tag = 10", [Some(10), None], 1));
-        // An access port takes no frame of another VLAN.
-        pass(c, ("drop", flows), || case("a tag = 10\nb tag = 10", [Some(20), None], 0));
+/// Who talks to whom in cases where each number of flows is asked in two ways: what is behind their names, and how many.
+const TRAFFIC: [(&str, Traffic, &[u32]); 2] =
+    [("", |flows| pairs(flows, SHORT), &[1, 1_000, 100_000]), ("-tuples", tuples, &[1_000, 1_000_000])];
+
+/// Frames of so many flows, and the hellos of their receivers.
+type Traffic = fn(u32) -> (Vec<Vec<u8>>, Vec<Vec<u8>>);
+
+/// Asks for each traffic and number of flows.
+fn pass_all(c: &mut Criterion, name: &str, case: impl Fn(Vec<Vec<u8>>, Vec<Vec<u8>>) -> Case) {
+    for (traffic, frames, sizes) in TRAFFIC {
+        for &flows in sizes {
+            let name = format!("{name}{traffic}");
+            pass(c, (&name, flows), || {
+                let (frames, hello) = frames(flows);
+                case(frames, hello)
+            });
+        }
     }
+}
+
+/// A bridge whose port `b` carries VLAN 1 as the provider's VLAN 101.
+fn provider() -> String {
+    let segment = "segment = [{ name = 's1', vlan = 1, type = 'vlan', id = 101, uplink = 'b' }]";
+    bridge("a trunks = [1]\nb").replacen("\n[[", &format!("\n{segment}\n[["), 1)
+}
+
+fn vlans(c: &mut Criterion) {
+    let mut ask = |name, config: &str, tags: [Option<u16>; 2], copies| {
+        pass_all(c, name, |frames, hello| Case {
+            config: config.to_owned(),
+            frames: all_tagged(frames, tags[0]),
+            hello: all_tagged(hello, tags[1]),
+            copies,
+        });
+    };
+    ask("access", &bridge("a tag = 10\nb tag = 10"), [None, None], 1);
+    ask("push", &bridge("a tag = 10\nb trunks = [10]"), [None, Some(10)], 1);
+    ask("pop", &bridge("a trunks = [10]\nb tag = 10"), [Some(10), None], 1);
+    ask("retag", &provider(), [Some(1), Some(101)], 1);
+    // An access port takes no frame of another VLAN.
+    ask("drop", &bridge("a tag = 10\nb tag = 10"), [Some(20), None], 0);
 }
 
 fn tunnels(c: &mut Criterion) {
     const ID: u32 = 5001;
     for kind in TunnelKind::ALL {
-        let sizes = if kind == TunnelKind::Vxlan { &[1, 1_000, 100_000][..] } else { &[1, 1_000] };
-        for &flows in sizes {
-            let overlay = |vm, wire| Overlay { kind, ids: &[ID], vm, wire };
-            pass(c, (&format!("{kind}-encap"), flows), || {
-                let ((frames, hello), overlay) = (pairs(flows, SHORT), overlay("a", "b"));
-                Case { config: overlay.config(), hello: overlay.far(ID, &hello), frames, copies: 1 }
-            });
-            pass(c, (&format!("{kind}-decap"), flows), || {
-                let ((frames, hello), overlay) = (pairs(flows, SHORT), overlay("b", "a"));
-                Case { config: overlay.config(), hello, frames: overlay.far(ID, &frames), copies: 1 }
-            });
-        }
+        let overlay = |vm, wire| Overlay { kind, ids: &[ID], vm, wire };
+        let encap = |frames, hello: Vec<Vec<u8>>| {
+            let overlay = overlay("a", "b");
+            Case { config: overlay.config(), hello: overlay.far(ID, &hello), frames, copies: 1 }
+        };
+        let decap = |frames: Vec<Vec<u8>>, hello| {
+            let overlay = overlay("b", "a");
+            Case { config: overlay.config(), hello, frames: overlay.far(ID, &frames), copies: 1 }
+        };
+        pass_all(c, &format!("{kind}-encap"), encap);
+        pass_all(c, &format!("{kind}-decap"), decap);
     }
 }
 

@@ -11,12 +11,19 @@ use encap::field::{EtherType, IpProto, MacAddr};
 use flowtable::action::Action;
 use flowtable::exact::ExactCache;
 use flowtable::field::{Field, L4Port};
-use flowtable::flow::{Birth, Decision, Flow};
+use flowtable::flow::{Birth, Decision, Flow, FlowRef};
 use flowtable::id::PortId;
+use flowtable::intern::Interner;
 use flowtable::key::FlowKey;
 use flowtable::mask::{Mask, Probe};
-use flowtable::megaflow::{Limits, Megaflows};
+use flowtable::megaflow::{Limits, Megaflows, Reader};
+use flowtable::places::Places;
 use flowtable::time::Instant;
+
+#[path = "support/batches.rs"]
+mod batches;
+
+use batches::BATCH;
 
 const SIZES: [u64; 4] = [1, 1_000, 100_000, 1_000_000];
 const GENERATION: u64 = 1;
@@ -53,24 +60,28 @@ fn mask(i: u64) -> Mask {
     *probe.mask()
 }
 
-fn flow(n: u64, mask: &Mask) -> Arc<Flow> {
+fn flow(interner: &mut Interner, n: u64, mask: &Mask) -> Flow {
     let decision = Decision {
         mask: *mask,
         actions: [Action::Output(PortId(1))].into(),
         effects: Box::new([]),
         in_port: PortId(0),
         depends: 0,
+        rests_on: Default::default(),
         cacheable: true,
     };
     let birth = Birth { generation: GENERATION, pollers: 1, now: Instant::ZERO };
-    Arc::new(Flow::new(&key(n), PortId(0), decision, birth))
+    interner.flow(&key(n), decision, birth)
 }
 
 /// A table of `flows`, spread over `masks`.
 fn table(flows: u64, masks: u64) -> Arc<Megaflows> {
     let table = Arc::new(Megaflows::new(Limits { flows: flows as usize, masks: masks as usize }));
     let masks: Vec<Mask> = (0..masks).map(mask).collect();
-    (0..flows).for_each(|n| drop(table.insert(flow(n, &masks[(n % masks.len() as u64) as usize]))));
+    let mut interner = Interner::default();
+    for n in 0..flows {
+        drop(table.insert(flow(&mut interner, n, &masks[(n % masks.len() as u64) as usize])));
+    }
     assert_eq!(table.len(), flows as usize);
     table
 }
@@ -114,11 +125,11 @@ fn change(c: &mut Criterion) {
     group.throughput(Throughput::Elements(1));
     for flows in [1_000, 100_000] {
         let table = table(flows, 1);
-        let extra = mask(0);
+        let (extra, mut interner) = (mask(0), Interner::default());
         group.bench_function(BenchmarkId::new("insert-remove", flows), |b| {
             b.iter(|| {
-                let new = flow(flows + 1, &extra);
-                black_box(table.insert(Arc::clone(&new)));
+                let new = flow(&mut interner, flows + 1, &extra);
+                black_box(table.insert(new.clone()));
                 table.remove(&new)
             });
         });
@@ -129,10 +140,10 @@ fn exact(c: &mut Criterion) {
     let mut group = c.benchmark_group("exact");
     group.throughput(Throughput::Elements(1));
     for flows in [1, 1_000, 8_000] {
-        let mut cache = ExactCache::new();
+        let (mut cache, mut interner) = (ExactCache::new(), Interner::default());
         for n in 0..flows {
-            let flow = flow(n, &mask(0));
-            cache.insert(key(n).hash(), || Arc::clone(&flow));
+            let flow = flow(&mut interner, n, &mask(0));
+            cache.insert(key(n).hash(), || flow.clone());
         }
         let present: Vec<u64> =
             (0..flows).filter(|n| cache.get(&key(*n), key(*n).hash(), GENERATION).is_some()).collect();
@@ -182,5 +193,45 @@ fn both(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, megaflow, change, exact, both);
+/// Batches of keys, drawn from `flows`, whose memory the prefetcher of the processor knows.
+fn drawn(flows: u64) -> Vec<[FlowKey; BATCH]> {
+    let mut next = order(flows);
+    (0..4096).map(|_| std::array::from_fn(|_| key(next()))).collect()
+}
+
+/// What a poller does with a batch: both caches are asked for all keys at once, and what is found is counted.
+fn ask(keys: &[FlowKey; BATCH], exact: &mut ExactCache, reader: &Reader) {
+    let mut found: [Option<FlowRef<'_>>; BATCH] = [None; BATCH];
+    let (mut wanted, mut hashes) = (Places::first(BATCH), [0; BATCH]);
+    let awake = exact.is_awake(BATCH);
+    if awake {
+        hashes.iter_mut().zip(keys).for_each(|(hash, key)| *hash = reader.hash(key));
+        exact.get_each((keys, &hashes), (GENERATION, 0), &mut wanted, |at, flow| found[at] = Some(flow));
+    }
+    reader.lookup_each(keys, wanted, |at, flow| found[at] = Some(flow));
+    let flows = found.iter().map(|flow| flow.expect("it is there"));
+    flows.clone().for_each(|flow| flow.stats(0).add(1, 60, 0, Instant::ZERO));
+    black_box(flows.filter(|flow| matches!(flow.actions(), [Action::Output(_)])).count());
+    if awake {
+        let newcomers: Vec<_> = wanted.filter_map(|at| Some((hashes[at], found[at]?.share()))).collect();
+        newcomers.into_iter().for_each(|(hash, flow)| exact.insert(hash, || flow));
+    }
+}
+
+/// Both caches, a batch at a time: what is left of the cache misses when they overlap.
+fn batch(c: &mut Criterion) {
+    for flows in SIZES {
+        let table = table(flows, 1);
+        let (mut exact, mut reader) = (ExactCache::new(), table.reader());
+        reader.quiesce();
+        let drawn = drawn(flows);
+        let mut at = 0;
+        batches::measure(c, ("caches", "batch", flows as usize), || {
+            at = (at + 1) % drawn.len();
+            ask(&drawn[at], &mut exact, &reader);
+        });
+    }
+}
+
+criterion_group!(benches, megaflow, change, exact, both, batch);
 criterion_main!(benches);

@@ -1,11 +1,11 @@
 //! How long does it take to renumber a segment while flows are cached and frames flow?
 //!
-//! So many flows of a VM that is in ten segments go through VXLAN tunnels, each with a cached decision; then one segment
-//! gets another VNI. Printed are the time from `publish` until the poller works by it (then the command returns, and no
+//! So many flows of a VM that is in ten segments, or in one, go through VXLAN tunnels, each with a cached decision; then one
+//! segment gets another VNI, and nine in ten flows rest on nothing that was changed, or all do. Printed are the time from `publish` until the poller works by it (then the command returns, and no
 //! frame leaves with the old number), the time until every cached flow was looked at again, and the frames per second
 //! before and meanwhile, when the poller gets as many as it can take. Medians.
 //!
-//! Names are `mapping/renumber/flows`; criterion's time is that until every flow was looked at.
+//! Names are `mapping/case/flows`, the case `renumber` (one segment of ten) or `renumber-all` (the only one); criterion's time is that until every flow was looked at.
 
 use std::time::{Duration, Instant};
 
@@ -18,18 +18,21 @@ mod rig;
 use rig::{Overlay, Reel, Rig, SHORT, pairs, tagged};
 
 const FLOWS: [u32; 3] = [10_000, 100_000, 1_000_000];
+/// The cases: how many segments there are.
+const CASES: [(&str, usize); 2] = [("renumber", 10), ("renumber-all", 1)];
 /// The VNIs of all segments; that of the first is taken by turns.
 const VNIS: [[u32; 10]; 2] = [[1, 2, 3, 4, 5, 6, 7, 8, 9, 10], [1000, 2, 3, 4, 5, 6, 7, 8, 9, 10]];
 /// Turns of the poller by which its rate is told while nothing changes.
 const STEADY: usize = 10_000;
 
-fn overlay(turn: usize) -> Overlay<'static> {
-    Overlay { kind: TunnelKind::Vxlan, ids: &VNIS[turn % 2], vm: "a", wire: "b" }
+fn overlay(segments: usize, turn: usize) -> Overlay<'static> {
+    Overlay { kind: TunnelKind::Vxlan, ids: &VNIS[turn % 2][..segments], vm: "a", wire: "b" }
 }
 
 /// A switch that forwards so many flows, each between stations of its own in one of the segments.
 struct Busy {
     rig: Rig,
+    segments: usize,
     /// Changes so far.
     changes: usize,
     seen: Vec<Change>,
@@ -45,21 +48,24 @@ struct Change {
 }
 
 impl Busy {
-    fn new(flows: u32) -> Busy {
-        let overlay = overlay(0);
+    fn new(segments: usize, flows: u32) -> Busy {
+        let overlay = overlay(segments, 0);
         let mut rig = Rig::new(&overlay.config());
         let (frames, hello) = pairs(flows, SHORT);
         let hellos: Vec<_> = overlay.ids.iter().flat_map(|id| overlay.far(*id, &hello)).collect();
         rig.attach("b", Box::new(Reel::new(&hellos)));
         (0..hellos.len()).step_by(32).for_each(|_| assert!(rig.turn() > 0));
         rig.attach("b", Box::new(Reel::new(&[])));
-        let vlans = (1..=overlay.ids.len() as u16).cycle();
-        let frames: Vec<_> = frames.iter().zip(vlans).map(|(frame, vlan)| tagged(frame, vlan)).collect();
+        let vlans = (1..=segments as u16).cycle();
+        let frames: Vec<_> = match segments {
+            1 => frames,
+            _ => frames.iter().zip(vlans).map(|(frame, vlan)| tagged(frame, vlan)).collect(),
+        };
         rig.attach("a", Box::new(Reel::new(&frames)));
         (0..2 * frames.len()).step_by(32).for_each(|_| assert!(rig.turn() > 0));
         rig.catch_up();
         assert!(rig.switch.flows().len() >= flows as usize, "{} flows", rig.switch.flows().len());
-        Busy { rig, changes: 0, seen: Vec::new() }
+        Busy { rig, segments, changes: 0, seen: Vec::new() }
     }
 
     /// Renumbers the segment; how long it takes until all flows were looked at.
@@ -69,7 +75,7 @@ impl Busy {
         let before = moved as f64 / begin.elapsed().as_secs_f64();
         self.rig.catch_up();
         self.changes += 1;
-        let tables = self.rig.change(&overlay(self.changes).config()).tables;
+        let tables = self.rig.change(&overlay(self.segments, self.changes).config()).tables;
         let begin = Instant::now();
         self.rig.switch.publish(tables);
         let first = self.rig.turn();
@@ -91,16 +97,17 @@ impl Busy {
 fn renumber(c: &mut Criterion) {
     let mut group = c.benchmark_group("mapping");
     group.sample_size(10).warm_up_time(Duration::from_millis(100));
-    for flows in FLOWS {
+    let cases = CASES.iter().flat_map(|case| FLOWS.map(|flows| (*case, flows)));
+    for ((case, segments), flows) in cases {
         let mut busy = None;
-        group.bench_function(BenchmarkId::new("renumber", flows), |b| {
-            let busy = busy.get_or_insert_with(|| Busy::new(flows));
+        group.bench_function(BenchmarkId::new(case, flows), |b| {
+            let busy = busy.get_or_insert_with(|| Busy::new(segments, flows));
             b.iter_custom(|changes| (0..changes).map(|_| busy.renumber()).sum());
         });
         if let Some(busy) = busy {
             let ms = |of: fn(&Change) -> Duration| busy.median(|change| of(change).as_secs_f64() * 1e3);
             println!(
-                "mapping/renumber/{flows}: in force after {:.3} ms, all flows looked at after {:.1} ms; \
+                "mapping/{case}/{flows}: in force after {:.3} ms, all flows looked at after {:.1} ms; \
                  {:.2} million frames per second before, {:.2} meanwhile",
                 ms(|change| change.taken),
                 ms(|change| change.looked_at),

@@ -10,6 +10,7 @@ use std::fmt::Display;
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
@@ -179,7 +180,14 @@ enum MdbVerb {
 #[derive(Debug, Subcommand)]
 enum PollerVerb {
     /// Show what pollers do
-    Show,
+    Show {
+        /// Where their cycles go: by stage, batch size and cache layer, and what upcalls cost
+        #[arg(long)]
+        perf: bool,
+        /// Of so many seconds from now on, instead of all since the start
+        #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+        over: Option<Duration>,
+    },
     /// Move a queue to the poller of another core
     Place { port: String, queue: usize, core: usize },
 }
@@ -204,21 +212,51 @@ fn run(cli: &Cli) -> Result<(), String> {
         Verb::Run { config } => daemon::run(config, cli.socket.as_deref()).map_err(complaint_lines),
         Verb::Check { file } => check_file(cli, file),
         Verb::Completions { shell } => completions(*shell),
+        Verb::Ask(ask @ Ask::Poller(PollerVerb::Show { over: Some(time), .. })) => {
+            pollers(cli, &call::of(ask).map_err(complaint)?, *time)
+        }
         Verb::Ask(ask) => answer(cli, &call::of(ask).map_err(complaint)?),
     }
 }
 
 /// Makes the call and prints its answer.
 fn answer(cli: &Cli, call: &Call) -> Result<(), String> {
-    let default = SwitchConfig::default().socket;
-    let socket = cli.socket.as_deref().unwrap_or(&default);
-    let value = client::call(socket, call.method, &call.params).map_err(complaint)?;
+    let value = ask(cli, call)?;
     call::warnings(&value).for_each(|warning| eprintln!("sluice: warning: {warning}"));
+    show(cli, call, value)
+}
+
+/// Asks twice, and prints what happened between.
+fn pollers(cli: &Cli, call: &Call, time: Duration) -> Result<(), String> {
+    let before = ask(cli, call)?;
+    std::thread::sleep(time);
+    let between = call::between(&before, &ask(cli, call)?).map_err(|e| garbled(cli, &e))?;
+    show(cli, call, between)
+}
+
+fn ask(cli: &Cli, call: &Call) -> Result<Value, String> {
+    client::call(&socket(cli), call.method, &call.params).map_err(complaint)
+}
+
+fn show(cli: &Cli, call: &Call, answer: Value) -> Result<(), String> {
     if cli.json {
-        return print(&pretty(&value));
+        return print(&pretty(&answer));
     }
-    let garbled = |e| complaint(format_args!("{} speaks another version of sluice: {e}", socket.display()));
-    print(&(call.render)(value).map_err(garbled)?)
+    print(&(call.render)(answer).map_err(|e| garbled(cli, &e))?)
+}
+
+fn socket(cli: &Cli) -> PathBuf {
+    cli.socket.clone().unwrap_or_else(|| SwitchConfig::default().socket)
+}
+
+fn garbled(cli: &Cli, error: &serde_json::Error) -> String {
+    complaint(format_args!("{} speaks another version of sluice: {error}", socket(cli).display()))
+}
+
+/// A time in seconds.
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| format!("{text:?} is no number of seconds"))?;
+    Duration::try_from_secs_f64(seconds).map_err(|e| format!("{text} seconds: {e}"))
 }
 
 /// Problems of a file name it already, as compilers do; everything else is ours.
@@ -328,6 +366,7 @@ mod tests {
             "sluice trace br0 in_port=1,dl_src=02:00:00:00:00:01",
             "sluice trace br0 in_port=1 --learn",
             "sluice poller show",
+            "sluice poller show --perf",
             "sluice poller place eth1 0 2",
             "sluice underlay",
             "sluice drops",

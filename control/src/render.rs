@@ -1,6 +1,7 @@
 //! Reports as an operator reads them: plain aligned tables without borders, units a person can take in.
 
 mod overlay;
+mod poller;
 mod underlay;
 mod vhost;
 
@@ -10,6 +11,7 @@ use comfy_table::{CellAlignment, Table};
 use crate::api::report::*;
 
 pub use overlay::*;
+pub use poller::{perf, pollers};
 pub use underlay::underlay;
 
 /// A table with these headings; those that begin with `>` head columns of numbers, flush right.
@@ -240,40 +242,6 @@ pub fn trace(t: &TraceReport) -> String {
         t.steps.iter().map(|s| format!("{:indent$}{}\n", "", one_line(&s.text), indent = 2 * s.depth)),
     );
     text + &format!("\nmegaflow: {}\nverdict: {}\n", one_line(&t.megaflow), one_line(&t.actions))
-}
-
-/// `sluice poller show`
-pub fn pollers(pollers: &[PollerReport]) -> String {
-    let rows = pollers.iter().map(|p| {
-        let looked_up = p.exact_hits + p.megaflow_hits + p.upcalls;
-        [
-            p.core.to_string(),
-            count(p.frames),
-            if p.batches == 0 { "-".to_owned() } else { per(p.frames, p.batches) },
-            percent(p.busy_cycles, p.busy_cycles + p.idle_cycles),
-            dash(p.busy_cycles_per_frame.map(|c| format!("{c:.0}"))),
-            percent(p.exact_hits, looked_up),
-            percent(p.megaflow_hits, looked_up),
-            count(p.upcalls),
-            p.queues.iter().map(|q| format!("{}:{}", q.port, q.queue)).collect::<Vec<_>>().join(" "),
-        ]
-    });
-    let headings = [
-        ">core",
-        ">frames",
-        ">per batch",
-        ">busy",
-        ">cycles/frame",
-        ">exact",
-        ">megaflow",
-        ">upcalls",
-        "queues",
-    ];
-    table(headings, rows)
-}
-
-fn per(n: u64, of: u64) -> String {
-    format!("{:.1}", n as f64 / of as f64)
 }
 
 fn flow_cache(c: &FlowCacheReport) -> String {

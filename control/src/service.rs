@@ -7,6 +7,7 @@
 mod descriptors;
 mod open;
 mod overlay;
+mod pollers;
 mod ports;
 mod report;
 mod survey;

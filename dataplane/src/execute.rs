@@ -15,6 +15,7 @@ use flowtable::key::FlowKey;
 
 use self::decap::Door;
 use crate::batch::Batch;
+use crate::departure::{Departure, Way};
 use crate::frame::Frame;
 use crate::wires::Wires;
 
@@ -31,12 +32,65 @@ pub struct Origin<'a> {
 }
 
 /// Takes every frame of the group through `actions`; the group is empty after.
-#[inline]
 pub fn execute(actions: &[Action], origin: Origin<'_>, group: &mut Batch, wires: &mut Wires) {
+    let mut departure = Departure::of(group);
+    execute_next(actions, origin, &mut departure, wires);
+    departure.leave(wires);
+}
+
+/// Takes the next frames, as many as `origin` has keys, through `actions`.
+#[inline]
+pub fn execute_next(
+    actions: &[Action],
+    origin: Origin<'_>,
+    departure: &mut Departure<'_>,
+    wires: &mut Wires,
+) {
     match *actions {
-        // Nothing to change, one way out: most flows.
-        [Action::Output(port)] => wires.send(port, group),
-        _ => execute_each(actions, origin, group, wires),
+        // One way out, and at most one thing to change, where the frames lie: most flows.
+        [Action::Output(port)] => departure.send(Way::Out(port), origin.keys.len(), wires),
+        [Action::Encap(ref way)] => encap::send_next(way, origin, departure, wires),
+        [Action::Decap { kind, listener }] => {
+            decap::strip_next(Door { kind, listener }, origin, departure, wires)
+        }
+        [Action::PushVlan(tag), Action::Output(port)] => {
+            edit_next((origin, Way::Out(port)), departure, wires, |frame, _, _| done(push(frame, tag)))
+        }
+        [Action::PopVlan, Action::Output(port)] => {
+            edit_next((origin, Way::Out(port)), departure, wires, |frame, _, _| done(pop(frame)))
+        }
+        [Action::SetVid(vid), Action::Output(port)] => {
+            edit_next((origin, Way::Out(port)), departure, wires, |frame, _, _| done(set_vid(frame, vid)))
+        }
+        _ => execute_each(actions, origin, &mut departure.take(origin.keys.len(), wires), wires),
+    }
+}
+
+/// Edits the next frames where they lie and sends them on; one that cannot take the edit is dropped.
+#[inline]
+fn edit_next(
+    (origin, way): (Origin<'_>, Way),
+    departure: &mut Departure<'_>,
+    wires: &mut Wires,
+    mut edit: impl FnMut(&mut Frame, &FlowKey, &mut Wires) -> Result<(), DropReason>,
+) {
+    let mut keys = origin.keys;
+    while !keys.is_empty() {
+        let frames = departure.run(keys.len());
+        let (mut done, mut reason) = (0, None);
+        for (frame, key) in frames.iter_mut().zip(keys) {
+            reason = edit(frame, key, wires).err();
+            if reason.is_some() {
+                break;
+            }
+            done += 1;
+        }
+        departure.send(way, done, wires);
+        keys = &keys[done..];
+        if let Some(reason) = reason {
+            departure.drop_next(origin.port, reason, wires);
+            keys = &keys[1..];
+        }
     }
 }
 
@@ -88,6 +142,12 @@ fn edit(in_port: PortId, group: &mut Batch, wires: &mut Wires, edit: impl Fn(&mu
             }
         }
     }
+}
+
+/// What an edit is to [`edit_next`].
+#[inline]
+fn done(edit: Option<()>) -> Result<(), DropReason> {
+    edit.ok_or(DropReason::Unsupported)
 }
 
 fn push(frame: &mut Frame, tag: VlanTag) -> Option<()> {

@@ -8,6 +8,7 @@
 //! a pointer and a branch per frame): whoever ends a frame's life calls [`FrameCache::free`], and the tests'
 //! conservation law finds whoever forgets.
 
+mod cache;
 mod chatter;
 pub mod umem;
 
@@ -15,10 +16,11 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use crossbeam::queue::ArrayQueue;
-use encap::offload::Offload;
+use encap::offload::{Csum, Offload};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 use thiserror::Error;
 
+pub use self::cache::FrameCache;
 use self::umem::SharedUmem;
 
 /// Bytes of a small chunk: one UMEM chunk.
@@ -33,12 +35,6 @@ pub const HEADROOM: usize = 256;
 const SMALL_ROOM: usize = SMALL - HEADROOM;
 /// The longest frame there is.
 const BIG_ROOM: usize = BIG - HEADROOM;
-/// How many chunks a thread keeps for itself before it gives some back.
-const CACHE_MAX: usize = 512;
-/// How many chunks move between a thread and the pool at a time.
-const CACHE_STEP: usize = 64;
-/// The same for big chunks. There are few: a thread that frees what others allocate must not hoard them.
-const BIG_CACHE_MAX: usize = 8;
 /// The bit of a chunk number that says it is a big one.
 const BIG_BIT: u32 = 1 << 31;
 
@@ -116,6 +112,8 @@ enum Small {
 /// All frames of the process.
 pub struct FramePool {
     small: Small,
+    /// The first byte of the first of them.
+    first: NonNull<u8>,
     big: Region,
     config: PoolConfig,
     free_small: ArrayQueue<u32>,
@@ -149,12 +147,16 @@ impl FramePool {
             Some(small) => small,
             None => Small::Plain(Region::map(config.small as usize * SMALL)?),
         };
+        let first = match &small {
+            Small::Umem(umem) => umem.base(),
+            Small::Plain(region) => region.base,
+        };
         let big = Region::map(config.big as usize * BIG)?;
         let free_small = ArrayQueue::new(config.small.max(1) as usize);
         let free_big = ArrayQueue::new(config.big.max(1) as usize);
         (0..config.small).for_each(|i| free_small.push(i).expect("sized for all"));
         (0..config.big).for_each(|i| free_big.push(i | BIG_BIT).expect("sized for all"));
-        Ok(Arc::new(FramePool { small, big, config, free_small, free_big, refused }))
+        Ok(Arc::new(FramePool { small, first, big, config, free_small, free_big, refused }))
     }
 
     /// Why there is no UMEM although one was asked for.
@@ -180,20 +182,22 @@ impl FramePool {
         (self.free_small.len(), self.free_big.len())
     }
 
+    #[inline]
     #[allow(unsafe_code)]
     fn base(&self, chunk: Chunk) -> NonNull<u8> {
-        let small = match &self.small {
-            Small::Umem(umem) => umem.base(),
-            Small::Plain(region) => region.base,
-        };
-        // SAFETY: chunk numbers come from the free lists, so the result lies inside its region.
-        unsafe {
-            if chunk.is_big() {
-                self.big.base.add((chunk.0 & !BIG_BIT) as usize * BIG)
-            } else {
-                small.add(chunk.0 as usize * SMALL)
-            }
+        match chunk.is_big() {
+            // SAFETY: chunk numbers come from the free lists, so the result lies inside its region.
+            true => unsafe { self.big.base.add(chunk.number() * BIG) },
+            false => self.small_base(chunk.0),
         }
+    }
+
+    /// Where a small chunk begins.
+    #[inline]
+    #[allow(unsafe_code)]
+    fn small_base(&self, chunk: u32) -> NonNull<u8> {
+        // SAFETY: as in `base`.
+        unsafe { self.first.add(chunk as usize * SMALL) }
     }
 
     fn put(&self, chunk: Chunk) {
@@ -332,7 +336,7 @@ impl Frame {
     #[inline]
     pub fn push_front(&mut self, n: usize) -> Option<&mut [u8]> {
         let head = (self.head as usize).checked_sub(n)?;
-        self.offload = self.offload.shifted(n as isize)?;
+        self.shift(n as isize)?;
         self.head = head as u16;
         self.len += n as u32;
         Some(self.bytes_mut())
@@ -352,193 +356,24 @@ impl Frame {
         }
     }
 
+    /// Moves the offload along, where it is: most frames have none.
+    #[inline]
+    fn shift(&mut self, delta: isize) -> Option<()> {
+        if let Csum::Partial { start, .. } = &mut self.offload.csum {
+            *start = u16::try_from(*start as isize + delta).ok()?;
+        }
+        Some(())
+    }
+
     /// Takes `n` bytes off the front. The offload moves along. `None`, and no change, if the frame is shorter, or would
     /// begin 64 KiB into its chunk or later.
     #[inline]
     pub fn pull_front(&mut self, n: usize) -> Option<&mut [u8]> {
         let len = self.len().checked_sub(n)?;
         let head = u16::try_from(self.headroom() + n).ok()?;
-        self.offload = self.offload.shifted(-(n as isize))?;
+        self.shift(-(n as isize))?;
         self.head = head;
         self.len = len as u32;
         Some(self.bytes_mut())
-    }
-}
-
-/// One thread's stock of free chunks: taking and giving back costs no atomic operation in the common case.
-pub struct FrameCache {
-    pool: Arc<FramePool>,
-    small: Vec<u32>,
-    big: Vec<u32>,
-}
-
-impl FrameCache {
-    /// A stock, empty at first.
-    pub fn new(pool: Arc<FramePool>) -> Self {
-        FrameCache { pool, small: Vec::with_capacity(CACHE_MAX + 1), big: Vec::new() }
-    }
-
-    /// The pool behind it.
-    pub fn pool(&self) -> &Arc<FramePool> {
-        &self.pool
-    }
-
-    /// An empty small frame, [`HEADROOM`] bytes in. `None` if the pool is empty.
-    #[inline]
-    pub fn alloc(&mut self) -> Option<Frame> {
-        let chunk = match self.small.pop() {
-            Some(chunk) => chunk,
-            None => self.refill()?,
-        };
-        Some(self.frame(Chunk(chunk), HEADROOM, 0))
-    }
-
-    /// An empty big frame, [`HEADROOM`] bytes in. `None` if the pool is empty.
-    pub fn alloc_big(&mut self) -> Option<Frame> {
-        let chunk = self.big.pop().or_else(|| self.pool.free_big.pop())?;
-        Some(self.frame(Chunk(chunk), HEADROOM, 0))
-    }
-
-    /// An empty frame of the class that holds `len` bytes.
-    #[inline]
-    pub fn alloc_for(&mut self, len: usize) -> Option<Frame> {
-        match len {
-            _ if len <= SMALL_ROOM => self.alloc(),
-            _ if len <= BIG_ROOM => self.alloc_big(),
-            _ => None,
-        }
-    }
-
-    /// A frame with these bytes and no offload. `None` if the pool is empty or `bytes` exceed a big frame.
-    pub fn from_bytes(&mut self, bytes: &[u8]) -> Option<Frame> {
-        let mut frame = self.alloc_for(bytes.len())?;
-        frame.set_len(bytes.len());
-        frame.bytes_mut().copy_from_slice(bytes);
-        Some(frame)
-    }
-
-    /// A second frame with the same bytes and the same work left to do.
-    #[inline]
-    pub fn copy(&mut self, frame: &Frame) -> Option<Frame> {
-        let mut copy = self.from_bytes(frame.bytes())?;
-        (copy.offload, copy.entropy, copy.unsaid) = (frame.offload, frame.entropy, frame.unsaid);
-        Some(copy)
-    }
-
-    /// The frame of a chunk that comes back from the kernel: `len` bytes, `head` bytes in.
-    ///
-    /// # Safety
-    /// The caller owns the chunk (it came from [`FrameCache::release`]) and the kernel is done with it.
-    ///
-    /// # Panics
-    /// If head and length do not fit into the chunk.
-    #[inline]
-    #[allow(unsafe_code)]
-    pub(crate) unsafe fn reclaim(&self, chunk: Chunk, head: usize, len: usize) -> Frame {
-        self.frame(chunk, head, len)
-    }
-
-    #[inline]
-    fn frame(&self, chunk: Chunk, head: usize, len: usize) -> Frame {
-        assert!(head + len <= chunk.size(), "{len} bytes at {head} in a chunk of {}", chunk.size());
-        let base = self.pool.base(chunk);
-        let head = u16::try_from(head).expect("frames begin near the front of their chunk");
-        Frame { base, chunk, len: len as u32, head, entropy: 0, offload: Offload::NONE, unsaid: false }
-    }
-
-    /// Takes the frame apart: its chunk is now the caller's (the kernel's) until it comes back.
-    #[inline]
-    pub(crate) fn release(frame: Frame) -> Chunk {
-        frame.chunk
-    }
-
-    /// Ends a frame.
-    #[inline]
-    pub fn free(&mut self, frame: Frame) {
-        self.free_chunk(frame.chunk);
-    }
-
-    /// Gives back a chunk that was released.
-    #[inline]
-    pub(crate) fn free_chunk(&mut self, chunk: Chunk) {
-        let (stock, max) = match chunk.is_big() {
-            true => (&mut self.big, BIG_CACHE_MAX),
-            false => (&mut self.small, CACHE_MAX),
-        };
-        stock.push(chunk.0);
-        if stock.len() > max {
-            stock.drain(max - max / 8..).for_each(|c| self.pool.put(Chunk(c)));
-        }
-    }
-
-    #[cold]
-    fn refill(&mut self) -> Option<u32> {
-        self.small.extend((0..CACHE_STEP).map_while(|_| self.pool.free_small.pop()));
-        self.small.pop()
-    }
-}
-
-impl Drop for FrameCache {
-    fn drop(&mut self) {
-        let stock = self.small.drain(..).chain(self.big.drain(..));
-        stock.for_each(|c| self.pool.put(Chunk(c)));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn cache() -> FrameCache {
-        FrameCache::new(FramePool::new(PoolConfig { small: 8, big: 2, memory: Memory::Plain }).unwrap())
-    }
-
-    #[test]
-    fn the_pool_gives_each_chunk_once_and_takes_all_back() {
-        let mut cache = cache();
-        let frames: Vec<_> = std::iter::from_fn(|| cache.alloc()).collect();
-        assert_eq!(frames.len(), 8);
-        frames.into_iter().for_each(|f| cache.free(f));
-        let pool = cache.pool().clone();
-        drop(cache);
-        assert_eq!(pool.available(), (8, 2));
-    }
-
-    #[test]
-    fn who_frees_what_others_allocate_hoards_little() {
-        let pool = FramePool::new(PoolConfig { small: 2048, big: 16, memory: Memory::Plain }).unwrap();
-        let [mut giver, mut taker] = [pool.clone(), pool].map(FrameCache::new);
-        for _ in 0..10_000 {
-            taker.free(giver.alloc().unwrap());
-            taker.free(giver.alloc_big().unwrap());
-        }
-    }
-
-    #[test]
-    fn bytes_choose_their_class_and_copies_are_equal() {
-        let mut cache = cache();
-        for len in [0, 1, SMALL - HEADROOM, SMALL - HEADROOM + 1, BIG - HEADROOM] {
-            let bytes: Vec<u8> = (0..len).map(|i| i as u8).collect();
-            let frame = cache.from_bytes(&bytes).unwrap();
-            assert_eq!(frame.bytes(), &bytes[..]);
-            assert_eq!(frame.chunk().is_big(), len > SMALL - HEADROOM);
-            let copy = cache.copy(&frame).unwrap();
-            assert_eq!(copy.bytes(), frame.bytes());
-            cache.free(copy);
-            cache.free(frame);
-        }
-        assert!(cache.from_bytes(&vec![0; BIG]).is_none());
-    }
-
-    #[test]
-    fn the_front_moves_within_the_headroom_only() {
-        let mut cache = cache();
-        let mut frame = cache.from_bytes(b"payload").unwrap();
-        assert!(frame.push_front(HEADROOM + 1).is_none());
-        frame.push_front(4).unwrap()[..4].copy_from_slice(b"tag:");
-        assert_eq!(frame.bytes(), b"tag:payload");
-        assert_eq!(frame.pull_front(4).unwrap(), b"payload");
-        assert!(frame.pull_front(8).is_none());
-        cache.free(frame);
     }
 }

@@ -10,6 +10,7 @@ use flowtable::mcast::{self, McastTable};
 use flowtable::time::Instant;
 use flowtable::vteps::{self, Vteps};
 
+use crate::changes::{self, Touched};
 use crate::segment::{Network, Segment};
 use crate::snapshot::{Learned, Snapshot};
 use crate::tables::{Bridge, PortEntry, Tables};
@@ -20,22 +21,33 @@ const VTEPS: vteps::Limits = vteps::Limits { per_segment: 1024, size: 65_536, ag
 /// Groups a bridge without snooping may hold: none are ever reported to it.
 const NO_SNOOPING: mcast::Limits = mcast::Limits { size: 0, age: std::time::Duration::ZERO };
 
-/// The learned state for new tables: that of the bridges that stay, without what ports no longer carry.
-pub fn carry_over(old: &Snapshot, new: &Tables) -> Vec<Option<Arc<Learned>>> {
-    let bridges = new.bridges.iter().enumerate();
-    bridges.map(|(index, bridge)| Some(learned(old, new, BridgeId(index as u32), bridge.as_ref()?))).collect()
+/// The snapshot that follows one, with new tables: what was learned stays with the bridges that stay, but for what ports
+/// no longer carry.
+pub fn succeed(old: &Snapshot, tables: Tables) -> Snapshot {
+    let mut touched = Touched { learned: 0, grounds: changes::between(&old.tables, &tables) };
+    let mut carry = |(index, bridge): (usize, &Option<Bridge>)| {
+        let (learned, changed) = carry_over(old, &tables, BridgeId(index as u32), bridge.as_ref()?);
+        touched.learned |= changed;
+        Some(learned)
+    };
+    let learned = tables.bridges.iter().enumerate().map(&mut carry).collect();
+    let history = old.history.then(touched);
+    Snapshot { generation: old.generation + 1, tables, learned, history }
 }
 
-fn learned(old: &Snapshot, new: &Tables, id: BridgeId, bridge: &Bridge) -> Arc<Learned> {
+/// What a bridge of the new tables knows from the beginning, and the dependency bits of what was changed for it.
+fn carry_over(old: &Snapshot, new: &Tables, id: BridgeId, bridge: &Bridge) -> (Arc<Learned>, u64) {
+    let mut changed = 0;
     let fdb_limits = fdb::Limits { size: bridge.fdb.size, age: bridge.fdb.age };
     let snooping = bridge.snooping.map_or(NO_SNOOPING, |s| mcast::Limits { size: s.size, age: s.age });
     let stays = old.tables.bridge(id).is_some_and(|b| b.name == bridge.name);
     let learned = match old.learned(id) {
         Some(learned) if stays => {
             changed_ports(&old.tables, new).for_each(|port| {
-                learned.fdb().flush(Some(port));
-                learned.mcast().flush(Some(port));
+                changed |= learned.fdb().flush(Some(port)).changed;
+                changed |= learned.mcast().flush(Some(port));
             });
+            // Who looked there looked at the segment, too, which changed: no need to concern others by the bits they share.
             forget_remote(learned, id, &moved_segments(&old.tables, new));
             Arc::clone(learned)
         }
@@ -43,13 +55,18 @@ fn learned(old: &Snapshot, new: &Tables, id: BridgeId, bridge: &Bridge) -> Arc<L
     };
     let entries: Vec<_> =
         bridge.static_fdb.iter().map(|e| (Station { segment: e.segment, mac: e.mac }, e.place)).collect();
-    learned.fdb().set_limits(fdb_limits);
-    learned.fdb().set_static(&entries);
-    learned.mcast().set_limits(snooping);
-    learned
+    let was_closed = learned.fdb().is_closed();
+    changed |= learned.fdb().set_limits(fdb_limits);
+    changed |= learned.fdb().set_static(&entries);
+    if was_closed && !learned.fdb().is_closed() {
+        // Flows of stations that there was no room for must teach them now, whoever these are.
+        changed = u64::MAX;
+    }
+    changed |= learned.mcast().set_limits(snooping);
+    (learned, changed)
 }
 
-/// Forgets once more what [`carry_over`] forgot: a poller may have learned it again by the old tables, before it
+/// Forgets once more what [`succeed`] forgot: a poller may have learned it again by the old tables, before it
 /// took the new ones. Dependency bits of what changed.
 pub fn forget_changed(old: &Tables, new: &Snapshot) -> u64 {
     let ports = changed_ports(old, &new.tables).fold(0, |changed, port| {

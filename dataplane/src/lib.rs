@@ -2,12 +2,15 @@
 
 pub mod batch;
 mod budget;
-pub mod execute;
+pub mod changes;
+mod departure;
+mod execute;
 pub mod frame;
 pub mod handoff;
 mod inner;
 mod learn;
 mod offload;
+pub mod perf;
 pub mod poller;
 pub mod port;
 pub mod publish;

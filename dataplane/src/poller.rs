@@ -1,5 +1,7 @@
 //! The poller: one thread, one core, one loop. Everything a frame meets between two ports is called from here.
 
+mod hits;
+mod miss;
 #[cfg(test)]
 mod tests;
 
@@ -11,28 +13,25 @@ use crossbeam::channel::Receiver;
 use crossbeam::utils::CachePadded;
 use flowtable::action::DropReason;
 use flowtable::exact::ExactCache;
-use flowtable::field::Field;
-use flowtable::flow::{Birth, Decision, Flow};
 use flowtable::id::PortId;
-use flowtable::intern::ActionLists;
-use flowtable::key::{FlowKey, TunnelFields};
-use flowtable::megaflow::{FlowRef, Inserted, Reader};
-use flowtable::places::Places;
+use flowtable::key::TunnelFields;
+use flowtable::keys::Keys;
+use flowtable::megaflow::Reader;
 use flowtable::time::Instant;
 
-use crate::batch::{BATCH, Batch, Keys, extract_each};
-use crate::execute::{Origin, execute};
+use self::hits::Count;
+use crate::batch::{BATCH, Batch, extract_each};
 use crate::frame::Frame;
 use crate::handoff;
 use crate::inner::Inner;
+use crate::perf::Stage;
 use crate::port::Port;
 use crate::publish::Subscriber;
-use crate::revalidate::{Pace, Revalidator, holds};
+use crate::revalidate::{Pace, Revalidator};
 use crate::shared::{Event, Shared};
 use crate::snapshot::Snapshot;
 use crate::stats::PollerCounters;
-use crate::translate::{Silent, View, translate};
-use crate::upcall;
+use crate::translate::View;
 use crate::wires::{Parcel, Wires};
 
 /// Parcels taken from one peer per turn: a peer that floods us leaves time for our own queues.
@@ -91,13 +90,14 @@ pub struct Poller {
     tasks: Receiver<Task>,
     caches: Caches,
     exact: ExactCache,
-    lists: ActionLists,
     reader: Reader,
     revalidator: Revalidator,
     counters: Arc<CachePadded<PollerCounters>>,
     housekept: Instant,
     /// Room for inner frames, to change places with the wires' when those are decided.
     spare: Option<Box<Inner>>,
+    /// The keys of the batch being decided; what is not zero in them is known, so they are kept.
+    keys: Option<Box<Keys>>,
 }
 
 /// Frames without a cached flow, each with its place in the batch.
@@ -115,32 +115,36 @@ impl Poller {
             tasks,
             caches,
             exact: ExactCache::new(),
-            lists: ActionLists::default(),
-            reader: shared.megaflows.reader(),
+            reader: shared.megaflows.reader().counting(index),
             revalidator: Revalidator::new(max_idle),
             counters: Arc::clone(shared.registry.poller(index)),
             housekept: Instant::ZERO,
             spare: None,
+            keys: None,
             shared,
         }
     }
 
     /// One turn of the loop. `ready` are the places of the queues to ask. Returns how many frames moved.
     pub fn turn(&mut self, now: Instant, ready: &[usize]) -> usize {
+        self.wires.stopwatch.begin();
         self.reader.quiesce();
         self.run_tasks();
         self.refresh();
         let mut batch = Batch::new();
         let mut moved = self.receive_parcels(PARCELS);
         for &place in ready {
+            self.wires.stopwatch.enter(Stage::Receive);
             if let Some(port) = self.wires.receive(place, &mut batch) {
                 moved += batch.len();
                 self.process(Arrival { port, place, now, depth: 0 }, &mut batch);
             }
         }
+        self.wires.stopwatch.enter(Stage::Upkeep);
         self.wires.flush();
         self.upkeep(now, if moved == 0 { Pace::Idle } else { Pace::Busy });
         self.counters.turns.add(1);
+        self.wires.stopwatch.end(moved);
         moved
     }
 
@@ -224,7 +228,10 @@ impl Poller {
     }
 
     fn run_tasks(&mut self) {
-        while let Ok(task) = self.tasks.try_recv() {
+        // A look, without the fence of an attempt to receive.
+        while !self.tasks.is_empty()
+            && let Ok(task) = self.tasks.try_recv()
+        {
             task(self);
         }
     }
@@ -270,6 +277,7 @@ impl Poller {
             return;
         }
         self.counters.batches.add(1);
+        self.counters.perf.batch(batch.len());
         self.counters.frames.add(batch.len() as u64);
         self.decide(arrival, batch, &[]);
         while !self.wires.inner.frames.is_empty() {
@@ -289,144 +297,23 @@ impl Poller {
 
     /// Finds out the fate of each frame and executes it. Those out of a tunnel have `outers`.
     fn decide(&mut self, arrival: Arrival, batch: &mut Batch, outers: &[(PortId, TunnelFields)]) {
-        let mut keys = Keys::new();
+        self.wires.stopwatch.enter(Stage::Extract);
+        let mut keys = self.keys.take().unwrap_or_default();
         let sound = extract_each(batch, arrival.port, &mut keys);
-        for (key, (port, outer)) in keys.iter_mut().zip(outers) {
-            *key = key.with(Field::InPort, *port);
-            key.set_tunnel(outer);
-        }
+        keys.set_tunnels(outers.iter().map(|(port, outer)| (*port, outer)));
         let mut missed = Missed::new();
         match self.caches {
             Caches::On => self.hits(arrival, (&keys, sound), batch, &mut missed),
             Caches::Off => missed.extend(batch.drain(..).enumerate()),
         }
+        self.wires.stopwatch.enter(Stage::Upcall);
         for (place, frame) in missed {
             match sound.contains(place) {
                 true => self.miss(arrival, &keys[place], frame),
                 false => self.wires.drop_frame(arrival.port, frame, DropReason::Malformed),
             }
         }
-    }
-
-    /// Executes all frames that a cache knows; neighbours of one flow make a group. The others go to `missed`.
-    fn hits(
-        &mut self,
-        arrival: Arrival,
-        (keys, sound): (&Keys, Places),
-        batch: &mut Batch,
-        missed: &mut Missed,
-    ) {
-        let generation = self.subscriber.current().generation;
-        let hashes: ArrayVec<u64, BATCH> = keys.iter().map(|key| self.reader.hash(key)).collect();
-        let mut flows = [None; BATCH];
-        let flows = &mut flows[..keys.len()];
-        let mut unknown = sound;
-        for place in sound {
-            if let Some(flow) = self.exact.get(&keys[place], hashes[place], generation) {
-                flows[place] = Some(Arc::as_ref(flow));
-                unknown.remove(place);
-            }
-        }
-        let mut found = ArrayVec::<(u64, FlowRef<'_>), BATCH>::new();
-        self.reader.lookup_each(keys, unknown, |place, flow| {
-            if flow.generation() == generation {
-                flow.prefetch(self.index);
-                flows[place] = Some(flow.get());
-                found.push((hashes[place], flow));
-            }
-        });
-        let mut frames = batch.drain(..);
-        let mut group = Batch::new();
-        let mut at = 0;
-        for run in flows.chunk_by(|a, b| same(*a, *b)) {
-            let first = at;
-            at += run.len();
-            let Some(flow) = run[0] else {
-                missed.extend((first..).zip(frames.by_ref()).take(run.len()));
-                continue;
-            };
-            group.extend(frames.by_ref().take(run.len()));
-            let bytes = group.iter().map(|frame| frame.len() as u64).sum();
-            let tcp_flags = keys[first..at].iter().fold(0, |flags, key| flags | key.tcp_flags().get());
-            flow.stats(self.index).add(group.len() as u64, bytes, tcp_flags, arrival.now);
-            let origin = Origin { port: flow.in_port, keys: &keys[first..at] };
-            arrival.account(origin.port, (group.len(), bytes), &self.wires);
-            execute(&flow.decision.actions, origin, &mut group, &mut self.wires);
-        }
-        let hits = keys.len() - missed.len();
-        self.counters.megaflow_hits.add(found.len() as u64);
-        self.counters.exact_hits.add((hits - found.len()) as u64);
-        for (hash, flow) in found {
-            self.exact.insert(hash, || flow.share());
-        }
-    }
-
-    /// A frame that no cache knew when its batch was classified.
-    fn miss(&mut self, arrival: Arrival, key: &FlowKey, frame: Frame) {
-        let snapshot = self.subscriber.current().clone();
-        let view = View { snapshot: &snapshot, now: arrival.now };
-        if self.caches == Caches::On {
-            if let Some(flow) = self.current_flow(key, view) {
-                return self.follow(&flow, arrival, key, frame);
-            }
-            let rate = snapshot.tables.port(arrival.port).map_or(0, |p| p.upcall_rate);
-            if !self.wires.may_upcall(arrival.place, rate, arrival.now) {
-                return self.wires.drop_frame(arrival.port, frame, DropReason::UpcallBudget);
-            }
-        }
-        self.counters.upcalls.add(1);
-        let decision = translate(view, key, &mut Silent);
-        self.shared.changed(upcall::apply(&decision.effects, &snapshot, frame.bytes(), arrival.now));
-        self.shared.resolve(&decision.effects);
-        match self.caches == Caches::On && decision.cacheable {
-            true => {
-                let flow = self.install(key, decision, view);
-                self.follow(&flow, arrival, key, frame);
-            }
-            false => self.execute_one(&decision, arrival, key, frame),
-        }
-    }
-
-    /// The flow that an earlier frame of the batch, or another poller, has installed since; or one of an older
-    /// generation, if it holds for this one too.
-    fn current_flow(&mut self, key: &FlowKey, view: View<'_>) -> Option<Arc<Flow>> {
-        let flow = self.reader.lookup(key)?.share();
-        if flow.generation() == view.snapshot.generation {
-            return Some(flow);
-        }
-        self.counters.revalidated.add(1);
-        if holds(&flow, view) {
-            flow.confirm(view.snapshot.generation);
-            return Some(flow);
-        }
-        self.shared.megaflows.remove(&flow);
-        None
-    }
-
-    fn install(&mut self, key: &FlowKey, mut decision: Decision, view: View<'_>) -> Arc<Flow> {
-        decision.actions = self.lists.share(decision.actions);
-        let port = decision.in_port;
-        let pollers = self.shared.wakers.len();
-        let birth = Birth { generation: view.snapshot.generation, pollers, now: view.now };
-        let flow = Arc::new(Flow::new(key, port, decision, birth));
-        match self.shared.megaflows.insert(Arc::clone(&flow)) {
-            Inserted::Installed | Inserted::Replaced(_) | Inserted::Evicted(_) => {
-                self.revalidator.adopt(Arc::clone(&flow))
-            }
-            _ => self.counters.not_installed.add(1),
-        }
-        flow
-    }
-
-    fn follow(&mut self, flow: &Flow, arrival: Arrival, key: &FlowKey, frame: Frame) {
-        flow.stats(self.index).add(1, frame.len() as u64, key.tcp_flags().get(), arrival.now);
-        self.execute_one(&flow.decision, arrival, key, frame);
-    }
-
-    fn execute_one(&mut self, decision: &Decision, arrival: Arrival, key: &FlowKey, frame: Frame) {
-        let origin = Origin { port: decision.in_port, keys: std::slice::from_ref(key) };
-        arrival.account(origin.port, (1, frame.len() as u64), &self.wires);
-        execute(&decision.actions, origin, &mut Batch::from_iter([frame]), &mut self.wires);
+        self.keys = Some(keys);
     }
 
     fn upkeep(&mut self, now: Instant, pace: Pace) {
@@ -462,11 +349,6 @@ impl Poller {
     }
 }
 
-/// Are both the same flow, or both none?
-fn same(a: Option<&Flow>, b: Option<&Flow>) -> bool {
-    a.map(std::ptr::from_ref) == b.map(std::ptr::from_ref)
-}
-
 /// Where and when a batch came in. What comes out of its frames' tunnels came in there, too: the queue's budget pays.
 #[derive(Debug, Clone, Copy)]
 struct Arrival {
@@ -479,14 +361,13 @@ struct Arrival {
 }
 
 impl Arrival {
-    /// Counts frames, of so many bytes in all, that came out of a tunnel on its port; others were counted when they were
-    /// received.
+    /// Counts frames that came out of a tunnel on its port; others were counted when they were received.
     #[inline]
-    fn account(&self, port: PortId, (frames, bytes): (usize, u64), wires: &Wires) {
+    fn account(&self, port: PortId, count: &Count, wires: &Wires) {
         if self.depth > 0 {
             let counters = wires.counters(port);
-            counters.decapped_frames.add(frames as u64);
-            counters.decapped_bytes.add(bytes);
+            counters.decapped_frames.add(count.frames);
+            counters.decapped_bytes.add(count.bytes);
         }
     }
 }

@@ -2,18 +2,20 @@
 //!
 //! Each poller looks after the flows it installed. Two things ask for another look. A new generation of the
 //! tables: until a flow is confirmed for it no cache follows the flow (the generations differ), so nothing
-//! stale is ever done; revalidating in the background merely saves the next frame the trouble. A change of
-//! learned state: only flows that looked the changed entry up (by [`Decision::depends`]) are translated again.
+//! stale is ever done; revalidating in the background merely saves the next frame the trouble. Most flows are confirmed at
+//! sight, as they rest on nothing that was changed (see [`crate::changes`]). A change of
+//! learned state: only flows that looked the changed entry up (by [`Flow::depends`]) are translated again.
 //!
 //! The same rounds expire unused flows, and keep learned entries young while a cached flow uses them.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use flowtable::action::Effect;
-use flowtable::flow::{DEAD, Decision, Flow};
+use flowtable::flow::{Birth, DEAD, Decision, Flow};
 use flowtable::id::Place;
-use flowtable::megaflow::Removed;
+use flowtable::intern::Interner;
+use flowtable::key::FlowKey;
+use flowtable::megaflow::{Inserted, Removed};
 use flowtable::time::Instant;
 
 use crate::shared::Shared;
@@ -45,14 +47,18 @@ struct Round {
 }
 
 /// What becomes of a flow.
+#[expect(clippy::large_enum_variant, reason = "lives for a moment, on the stack")]
 enum Verdict {
     Keep,
     Remove,
+    /// It is decided otherwise now, and what it taught is known: it need not wait for a frame.
+    Replace(Decision),
 }
 
 /// The flows one poller installed, and how far it is in looking at them.
 pub struct Revalidator {
-    flows: Vec<Arc<Flow>>,
+    flows: Vec<Flow>,
+    interner: Interner,
     /// Dependency bits that changed since the running round began.
     waiting: Option<u64>,
     running: Option<(Round, usize)>,
@@ -63,12 +69,47 @@ pub struct Revalidator {
 impl Revalidator {
     /// With no flows yet; a flow unused for `max_idle` will go.
     pub fn new(max_idle: Duration) -> Self {
-        Revalidator { flows: Vec::new(), waiting: None, running: None, last_upkeep: Instant::ZERO, max_idle }
+        let (flows, interner) = (Vec::new(), Interner::default());
+        Revalidator { flows, interner, waiting: None, running: None, last_upkeep: Instant::ZERO, max_idle }
     }
 
-    /// Takes charge of a flow.
-    pub fn adopt(&mut self, flow: Arc<Flow>) {
-        self.flows.push(flow);
+    /// Makes a flow, puts it into the table, and takes charge of it. Says whether there was room for it.
+    pub fn install(
+        &mut self,
+        key: &FlowKey,
+        decision: Decision,
+        view: View<'_>,
+        shared: &Shared,
+    ) -> (Flow, bool) {
+        let flow = self.make(key, decision, (view.snapshot.generation, view.now), shared);
+        let installed = insert(&flow, shared);
+        if installed {
+            self.flows.push(flow.clone());
+        }
+        (flow, installed)
+    }
+
+    fn make(
+        &mut self,
+        key: &FlowKey,
+        decision: Decision,
+        (generation, now): (u64, Instant),
+        shared: &Shared,
+    ) -> Flow {
+        let birth = Birth { generation, pollers: shared.wakers.len(), now };
+        self.interner.flow(key, decision, birth)
+    }
+
+    /// Puts a flow with another decision, but the same mask, in the place of one. If there is no room for it just now, the
+    /// old one is dead.
+    fn replace(&mut self, at: usize, decision: Decision, generation: u64, shared: &Shared) {
+        let old = self.flows[at].clone();
+        let new = self.make(&old.key(), decision, (generation, old.last_use()), shared);
+        if insert(&new, shared) {
+            self.flows[at] = new;
+        } else {
+            shared.megaflows.remove(&old);
+        }
     }
 
     /// Learned entries with these dependency bits changed, or (zero bits) the tables did.
@@ -111,6 +152,10 @@ impl Revalidator {
                     }
                     at += 1;
                 }
+                Verdict::Replace(decision) => {
+                    self.replace(at, decision, view.snapshot.generation, shared);
+                    at += 1;
+                }
                 Verdict::Remove => match shared.megaflows.remove(flow) {
                     Removed::Busy => at += 1,
                     Removed::Removed | Removed::Absent => drop(self.flows.swap_remove(at)),
@@ -131,34 +176,41 @@ impl Revalidator {
     }
 
     fn is_unused(&self, flow: &Flow, now: Instant) -> bool {
-        now.since(last_use(flow)) > self.max_idle
+        now.since(flow.last_use()) > self.max_idle
     }
-}
-
-fn last_use(flow: &Flow) -> Instant {
-    flow.totals().used.unwrap_or(flow.created)
 }
 
 fn is_touched(flow: &Flow, view: View<'_>, bits: u64) -> bool {
-    flow.decision.depends & bits != 0 || flow.generation() != view.snapshot.generation
+    !view.snapshot.holds(flow) || flow.depends() & bits != 0
+}
+
+fn insert(flow: &Flow, shared: &Shared) -> bool {
+    let inserted = shared.megaflows.insert(flow.clone());
+    matches!(inserted, Inserted::Installed | Inserted::Replaced(_) | Inserted::Evicted(_))
 }
 
 /// Translates the flow again. It stays, counters and all, if the decision is the same.
-fn recheck(flow: &Flow, view: View<'_>) -> Verdict {
-    if !holds(flow, view) {
-        return Verdict::Remove;
-    }
-    flow.confirm(view.snapshot.generation);
-    Verdict::Keep
-}
-
-/// Would the flow be made just like this today?
 ///
 /// Its masked key serves as the frame: a decision that looks at nothing else cannot tell them apart, and one
 /// that does has another mask.
-pub fn holds(flow: &Flow, view: View<'_>) -> bool {
-    let decision: Decision = translate(view, &flow.key, &mut Silent);
-    decision == flow.decision && flow.decision.effects.iter().all(|effect| is_known(effect, view))
+fn recheck(flow: &Flow, view: View<'_>) -> Verdict {
+    let today = translate(view, &flow.key(), &mut Silent);
+    let known = today.effects.iter().all(|effect| is_known(effect, view));
+    if known && flow.is_by(&today) {
+        flow.confirm(view.snapshot.generation);
+        return Verdict::Keep;
+    }
+    // With another mask it were for other frames than this flow's, and a question is asked when there is a frame for it.
+    let quiet = today.effects.iter().all(|effect| matches!(effect, Effect::Learn { .. }));
+    let same = today.mask == *flow.mask() && today.cacheable;
+    // A station that moved may be on its way back: what was learned is asked when there is a frame for it, too.
+    let by_tables = flow.generation() != view.snapshot.generation;
+    if by_tables && known && quiet && same { Verdict::Replace(today) } else { Verdict::Remove }
+}
+
+/// Would the flow be made just like this, by the decision of today?
+pub fn is_still_so(flow: &Flow, today: &Decision, view: View<'_>) -> bool {
+    flow.is_by(today) && flow.effects().iter().all(|effect| is_known(effect, view))
 }
 
 /// Is what the flow taught still what we know? If not, its next frame must teach it again.
@@ -175,11 +227,11 @@ fn is_known(effect: &Effect, view: View<'_>) -> bool {
 /// Keeps the learned entries of a used flow young, and its questions open. Never moves an entry: that takes a frame that
 /// was translated.
 fn refresh(flow: &Flow, view: View<'_>, shared: &Shared) {
-    let used = last_use(flow);
+    let used = flow.last_use();
     if view.now.since(used) > ROUND + ROUND {
         return;
     }
-    for effect in flow.decision.effects.iter().filter(|effect| is_known(effect, view)) {
+    for effect in flow.effects().iter().filter(|effect| is_known(effect, view)) {
         if let Effect::Learn { bridge, station, place } = *effect
             && let Some(learned) = view.snapshot.learned(bridge)
         {
@@ -189,5 +241,5 @@ fn refresh(flow: &Flow, view: View<'_>, shared: &Shared) {
             }
         }
     }
-    shared.resolve(&flow.decision.effects);
+    shared.resolve(flow.effects());
 }

@@ -3,10 +3,12 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use flowtable::fdb::Fdb;
+use flowtable::flow::{DEAD, Flow};
 use flowtable::id::BridgeId;
 use flowtable::mcast::McastTable;
 use flowtable::vteps::Vteps;
 
+use crate::changes::History;
 use crate::tables::Tables;
 
 /// One generation of the tables. Immutable, but for what is learned, which it shares with its predecessor.
@@ -18,6 +20,8 @@ pub struct Snapshot {
     pub tables: Tables,
     /// What was learned, by [`BridgeId`].
     pub learned: Vec<Option<Arc<Learned>>>,
+    /// What this publication and those before it changed.
+    pub history: History,
 }
 
 impl Snapshot {
@@ -25,6 +29,25 @@ impl Snapshot {
     #[inline]
     pub fn learned(&self, bridge: BridgeId) -> Option<&Arc<Learned>> {
         self.learned.get(bridge.index())?.as_ref()
+    }
+
+    /// Was the flow checked against these tables, or does what has changed since then not concern it? Then it is
+    /// confirmed for these.
+    #[inline]
+    pub fn holds(&self, flow: &Flow) -> bool {
+        let generation = flow.generation();
+        generation == self.generation || self.renew(flow, generation)
+    }
+
+    #[cold]
+    fn renew(&self, flow: &Flow, generation: u64) -> bool {
+        // Another poller may be ahead of us: what newer tables say is of no use to these.
+        let publications = self.generation.checked_sub(generation);
+        let holds = publications.is_some_and(|n| generation != DEAD && !self.history.concerns(flow, n));
+        if holds {
+            flow.confirm(self.generation);
+        }
+        holds
     }
 }
 

@@ -9,6 +9,8 @@ use crossbeam::utils::CachePadded;
 use flowtable::action::DropReason;
 use flowtable::id::PortId;
 
+use crate::perf::Perf;
+
 /// A counter that one thread adds to.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
@@ -135,7 +137,7 @@ pub struct PollerCounters {
     pub inner: Counter,
     /// Copies made, segments a GSO frame was cut into beyond the first, messages to senders of too long frames.
     pub created: Counter,
-    /// Frames decided by the exact-match cache.
+    /// Frames decided by the exact-match cache, or like the one before them, from which no mask tells them.
     pub exact_hits: Counter,
     /// Frames decided by the megaflow table.
     pub megaflow_hits: Counter,
@@ -153,6 +155,8 @@ pub struct PollerCounters {
     pub sleeps: Counter,
     /// Frames in hand-off rings to this poller, last time it looked.
     pub held: Counter,
+    /// Where the cycles go.
+    pub perf: Perf,
 }
 
 /// All counters of the switch: where pollers register theirs and control reads them.

@@ -221,8 +221,7 @@ impl Switch {
     pub fn publish(&self, tables: Tables) -> u64 {
         let mut published = self.lock_published();
         let old = published.1.clone();
-        let learned = crate::learn::carry_over(&old, &tables);
-        let new = publish::Arc::new(Snapshot { generation: old.generation + 1, tables, learned });
+        let new = publish::Arc::new(crate::learn::succeed(&old, tables));
         published.0.publish(&new);
         published.1 = new.clone();
         self.shared.wakers.iter().for_each(|w| w.wake());
@@ -342,7 +341,7 @@ impl Switch {
     }
 
     /// The cached flows now.
-    pub fn flows(&self) -> Vec<Arc<Flow>> {
+    pub fn flows(&self) -> Vec<Flow> {
         self.shared.megaflows.snapshot()
     }
 

@@ -7,6 +7,7 @@
 
 mod bridge;
 mod exit;
+mod lookout;
 mod neighbour;
 mod segment;
 #[cfg(test)]
@@ -23,10 +24,12 @@ use flowtable::id::{PortId, SegmentId};
 use flowtable::key::FlowKey;
 use flowtable::mask::Probe;
 use flowtable::time::Instant;
+use smallvec::SmallVec;
 
 use crate::snapshot::Snapshot;
-use crate::tables::{Bridge, PortEntry, PortKind, Tables};
-use exit::{Exit, emit};
+use crate::tables::{Bridge, PortEntry, PortKind};
+use exit::{Exits, emit};
+use lookout::Lookout;
 use vlan::Tags;
 
 /// How many bridges a frame may pass one after the other (`resubmit` depth in OVS: 64).
@@ -60,7 +63,7 @@ impl Steps for Silent {
 /// Decides the fate of a frame. Cost: one lookup per bridge passed, one step per port of a flooded bridge, and one walk
 /// through the underlay per VTEP the frame goes to.
 pub fn translate<S: Steps>(view: View<'_>, key: &FlowKey, steps: &mut S) -> Decision {
-    let mut walk = Walk::new(view, key, steps);
+    let mut walk = Walk::new(Lookout::new(view), key, steps);
     let refused = walk.enter().err();
     walk.decide(refused)
 }
@@ -89,18 +92,17 @@ struct Mapped {
 
 /// One decision in the making.
 struct Walk<'a, S> {
-    view: View<'a>,
+    lookout: Lookout<'a>,
     probe: Probe<'a>,
     steps: &'a mut S,
     in_port: PortId,
     /// Why the frame may not go into a tunnel: it came out of one, or is an outer frame already. Without this, a flood
     /// over tunnels that meet would not end.
     barred: Option<DropReason>,
-    exits: Vec<(Tags, Exit)>,
+    exits: Exits,
     /// What the congestion notification of the frame becomes.
     ecn: Option<u8>,
-    effects: Vec<Effect>,
-    depends: u64,
+    effects: SmallVec<[Effect; 2]>,
     cacheable: bool,
     visits: usize,
     /// A limit was hit: the whole frame is dropped, as a loop would otherwise multiply it.
@@ -108,17 +110,16 @@ struct Walk<'a, S> {
 }
 
 impl<'a, S: Steps> Walk<'a, S> {
-    fn new(view: View<'a>, key: &'a FlowKey, steps: &'a mut S) -> Self {
+    fn new(lookout: Lookout<'a>, key: &'a FlowKey, steps: &'a mut S) -> Self {
         Walk {
-            view,
+            lookout,
             probe: Probe::new(key),
             steps,
             in_port: key.in_port(),
             barred: None,
-            exits: Vec::new(),
+            exits: Exits::new(),
             ecn: None,
-            effects: Vec::new(),
-            depends: 0,
+            effects: SmallVec::new(),
             cacheable: true,
             visits: 0,
             too_deep: false,
@@ -144,12 +145,8 @@ impl<'a, S: Steps> Walk<'a, S> {
         self.steps.step(depth, text);
     }
 
-    fn tables(&self) -> &'a Tables {
-        &self.view.snapshot.tables
-    }
-
-    fn entry(&self, port: PortId) -> Option<&'a PortEntry> {
-        self.tables().port(port)
+    fn entry(&mut self, port: PortId) -> Option<&'a PortEntry> {
+        self.lookout.port(port)
     }
 
     /// Is there still room to enter one more bridge?
@@ -170,14 +167,16 @@ impl<'a, S: Steps> Walk<'a, S> {
                 self.say(0, || format!("drop: {}", reason.name()));
                 vec![Action::Drop(reason)]
             }
-            None => self.ecn.map(Action::SetEcn).into_iter().chain(emit(self.exits)).collect(),
+            None => emit(self.ecn.map(Action::SetEcn), self.exits),
         };
+        let (depends, rests_on) = self.lookout.seen();
         Decision {
             in_port: self.in_port,
             mask: *self.probe.mask(),
             actions: actions.into(),
-            effects: self.effects.into(),
-            depends: self.depends,
+            effects: self.effects.as_slice().into(),
+            depends,
+            rests_on,
             cacheable: self.cacheable,
         }
     }

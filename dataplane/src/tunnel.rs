@@ -85,11 +85,14 @@ pub struct Arrival {
     pub key: Option<u32>,
 }
 
+/// Ports by something.
+type Index<K> = HashMap<K, PortId, foldhash::fast::RandomState>;
+
 /// All tunnel ports, by what comes in by them.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub struct Tunnels {
-    by_match: HashMap<Match, PortId>,
-    listeners: HashMap<(TunnelKind, u16), PortId>,
+    by_match: Index<Match>,
+    listeners: Index<(TunnelKind, u16)>,
 }
 
 impl Tunnels {

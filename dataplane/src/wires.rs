@@ -15,12 +15,13 @@ use flowtable::action::DropReason;
 use flowtable::id::PortId;
 use flowtable::time::Instant;
 
-use crate::batch::Batch;
+use crate::batch::{Batch, Leaving};
 use crate::budget::Budget;
 use crate::frame::{Frame, FrameCache};
 use crate::handoff;
 use crate::inner::Inner;
 use crate::offload;
+use crate::perf::{Stage, Stopwatch};
 use crate::port::{Counters, Offloads, Port, PortError};
 use crate::stats::{PollerCounters, PortCounters};
 use crate::waker::Waker;
@@ -111,6 +112,13 @@ impl Outbox {
         frame.len() > ETHERNET + usize::from(self.mtu) && offload::exceeds(frame, self.mtu)
     }
 
+    /// Does any of them? All lengths are looked at, but mostly nothing else.
+    #[inline]
+    fn refuses_any(&self, frames: &[Frame]) -> bool {
+        let longest = frames.iter().fold(0, |longest, frame| frame.len().max(longest));
+        longest > ETHERNET + usize::from(self.mtu) && frames.iter().any(|frame| self.refuses(frame))
+    }
+
     /// Does the frame, after all, not exceed the port's MTU? Where nobody told how long its segments are, that was a guess
     /// ([`offload::unsaid`]), and they may be shorter.
     fn shortens(&self, frame: &mut Frame) -> bool {
@@ -153,6 +161,8 @@ pub struct Wires {
     peers: Vec<Option<Peer>>,
     counters: Arc<CachePadded<PollerCounters>>,
     nowhere: Arc<PortCounters>,
+    /// Goes along with what is done to a batch.
+    pub stopwatch: Stopwatch,
 }
 
 impl Wires {
@@ -176,6 +186,7 @@ impl Wires {
             spare: None,
             dirty: Vec::new(),
             peers,
+            stopwatch: Stopwatch::new(Arc::clone(&counters)),
             counters,
             nowhere,
         }
@@ -295,35 +306,48 @@ impl Wires {
     }
 
     /// Puts frames into the port's outbox; `frames` is empty after.
-    #[inline]
     pub fn send(&mut self, port: PortId, frames: &mut Batch) {
-        while let Some(Some(outbox)) = self.outboxes.get_mut(port.index()) {
-            if frames.iter().any(|frame| outbox.refuses(frame)) {
-                self.refuse(port, frames);
-                continue;
-            }
-            if outbox.pending.is_empty() {
-                self.dirty.push(port);
-            }
-            let room = outbox.pending.remaining_capacity();
-            if frames.len() < room {
-                return outbox.pending.extend(frames.drain(..));
-            }
-            outbox.pending.extend(frames.drain(..room));
-            self.flush_port(port);
-        }
-        self.drop_all(port, frames, DropReason::PortDown);
+        let n = frames.len();
+        self.send_next(port, &mut Leaving::of(frames), n);
     }
 
-    /// Drops the frames that exceed the port's MTU, and cannot be cut shorter.
-    #[cold]
-    fn refuse(&mut self, port: PortId, frames: &mut Batch) {
-        for mut frame in std::mem::take(frames) {
-            match self.outbox(port).is_some_and(|outbox| !outbox.shortens(&mut frame)) {
-                true => self.drop_frame(port, frame, DropReason::OverMtu),
-                false => frames.push(frame),
+    /// Puts the next `n` frames of a batch into the port's outbox.
+    ///
+    /// # Panics
+    /// If there are fewer.
+    #[inline]
+    pub fn send_next(&mut self, port: PortId, frames: &mut Leaving<'_>, n: usize) {
+        let mut left = n;
+        while left > 0 {
+            let Some(Some(outbox)) = self.outboxes.get_mut(port.index()) else {
+                return self.drop_all(port, &mut frames.take(left), DropReason::PortDown);
+            };
+            if outbox.refuses_any(&frames.rest()[..left]) {
+                return self.refuse(port, frames.take(left));
+            }
+            let was_empty = outbox.pending.is_empty();
+            let fit = left.min(outbox.pending.remaining_capacity());
+            frames.move_to(fit, &mut outbox.pending);
+            left -= fit;
+            if outbox.pending.is_full() {
+                self.flush_port(port);
+            } else if was_empty {
+                self.dirty.push(port);
             }
         }
+    }
+
+    /// Drops the frames that exceed the port's MTU, and cannot be cut shorter; sends the others.
+    #[cold]
+    fn refuse(&mut self, port: PortId, frames: Batch) {
+        let mut kept = Batch::new();
+        for mut frame in frames {
+            match self.outbox(port).is_some_and(|outbox| !outbox.shortens(&mut frame)) {
+                true => self.drop_frame(port, frame, DropReason::OverMtu),
+                false => kept.push(frame),
+            }
+        }
+        self.send(port, &mut kept);
     }
 
     /// Empties all outboxes.
@@ -431,7 +455,10 @@ impl Wires {
                     queue.disarm();
                     self.roused.push(place);
                 }
-                queue.io.tx(&mut self.frames, batch)
+                let before = self.stopwatch.enter(Stage::Send);
+                let sent = queue.io.tx(&mut self.frames, batch);
+                self.stopwatch.enter(before);
+                sent
             }
             _ => return self.drop_all(port, batch, DropReason::PortDown),
         };

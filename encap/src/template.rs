@@ -19,7 +19,7 @@ use thiserror::Error;
 
 use crate::checksum::{Sum, UDP_FIELD};
 use crate::field::{EtherType, FieldError, GreKey, IpProto, MacAddr, VlanTag, Vni};
-use crate::offsets::MAX_TAGS;
+use crate::offsets::{ETHERNET, MAX_TAGS};
 use crate::tunnel::TunnelKind;
 use crate::wire::{geneve, gre, vxlan};
 
@@ -31,6 +31,8 @@ const MAX_HEADERS: usize = 80;
 /// What is copied at once. The shortest headers, untagged IPv4 and GRE without key, are 38 bytes. Copies of this size
 /// take 3 cycles of 16 less than one of whatever length (`benches/encap.rs`).
 const CHUNK: usize = 32;
+/// What stands in front of a frame that gets plain headers: untagged Ethernet, IPv4, UDP and VXLAN or Geneve.
+const PLAIN: usize = 50;
 /// The first of IANA's dynamic ports, which RFC 7348 section 5 recommends for UDP sources.
 const DYNAMIC_PORTS: u16 = 49152;
 /// "Don't fragment" in the upper octet of IPv4 flags and fragment offset.
@@ -92,6 +94,8 @@ pub struct Outer {
 /// What varies from frame to frame, and where.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Shape {
+    /// UDP over IPv4, and only lengths, the IPv4 checksum and the source port vary: most of what is sent.
+    Plain,
     Udp4,
     Udp6,
     Gre4,
@@ -121,7 +125,9 @@ impl Template {
         let ip = ip_header(outer)?;
         let l4 = tunnel_header(outer)?;
         let l2 = ethernet_header(outer);
+        let is_plain = outer.df && !outer.csum && l2.len() + ip.len() + l4.len() == PLAIN && ip.len() == IPV4;
         let shape = match (outer.kind, outer.src) {
+            (TunnelKind::Vxlan | TunnelKind::Geneve, _) if is_plain => Shape::Plain,
             (TunnelKind::Gre, IpAddr::V4(_)) => Shape::Gre4,
             (TunnelKind::Gre, IpAddr::V6(_)) => Shape::Gre6,
             (_, IpAddr::V4(_)) => Shape::Udp4,
@@ -181,15 +187,47 @@ impl Template {
     ///
     /// # Panics
     /// If `frame` is shorter than [`Template::len`].
-    #[inline]
+    #[inline(always)]
     pub fn write(&self, frame: &mut [u8], entropy: u16) -> Result<(), TooLong> {
+        let packet = frame.len().wrapping_sub(ETHERNET);
+        match (self.shape, u16::try_from(packet), frame.first_chunk_mut()) {
+            (Shape::Plain, Ok(total), Some(headers)) => {
+                self.write_plain(headers, total, entropy);
+                Ok(())
+            }
+            _ => self.write_any(frame, entropy),
+        }
+    }
+
+    /// Headers of [`Shape::Plain`], patched in registers: five stores, and 10 cycles instead of 13
+    /// (`vxlan-ipv4/60` in `benches/encap`).
+    #[inline(always)]
+    fn write_plain(&self, to: &mut [u8; PLAIN], total: u16, entropy: u16) {
+        // The first octet is the lowest: so what varies is put in by shifts, in network order.
+        let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| self.headers[at + i]));
+        let network = |value: u16| u64::from(value.swap_bytes());
+        let checksum = (self.l3_sum + Sum::of(&total.to_be_bytes())).checksum();
+        let length = word(16) | network(total);
+        let sum = word(24) | u64::from(u16::from_le_bytes(checksum));
+        let ports = word(32) | network(DYNAMIC_PORTS | entropy) << 16 | network(total - IPV4 as u16) << 48;
+        to[..16].copy_from_slice(&self.headers[..16]);
+        to[34..].copy_from_slice(&self.headers[34..PLAIN]);
+        to[16..24].copy_from_slice(&length.to_le_bytes());
+        to[24..32].copy_from_slice(&sum.to_le_bytes());
+        to[32..40].copy_from_slice(&ports.to_le_bytes());
+    }
+
+    #[inline(never)]
+    fn write_any(&self, frame: &mut [u8], entropy: u16) -> Result<(), TooLong> {
         let (headers, inner) = frame.split_at_mut(self.len());
         let packet = self.l3_len() + inner.len();
         let total = u16::try_from(packet).map_err(|_| TooLong(packet))?;
         self.copy(headers);
         let packet = &mut headers[usize::from(self.l3)..];
         match self.shape {
-            Shape::Udp4 => self.udp(self.ipv4(packet, total, inner), total - IPV4 as u16, inner, entropy),
+            Shape::Plain | Shape::Udp4 => {
+                self.udp(self.ipv4(packet, total, inner), total - IPV4 as u16, inner, entropy)
+            }
             Shape::Udp6 => self.udp(ipv6(packet, total), total - IPV6 as u16, inner, entropy),
             Shape::Gre4 => self.gre(self.ipv4(packet, total, inner), inner),
             Shape::Gre6 => self.gre(ipv6(packet, total), inner),

@@ -29,6 +29,9 @@ use crate::sync::{AtomicU64, Mutex, Ordering, fence};
 /// What a parked member announces: later than every epoch.
 const PARKED: u64 = u64::MAX;
 
+/// Objects that an empty limbo keeps room for.
+const ROOM: usize = 4096;
+
 /// The epoch a member has last seen, on a cache line of its own because its poller writes it all the time.
 #[derive(Debug)]
 #[repr(align(64))]
@@ -115,12 +118,14 @@ impl Drop for Member {
 pub struct Limbo<T> {
     epoch: Arc<Epoch>,
     retired: VecDeque<(u64, T)>,
+    /// All members have repeated this epoch, or one behind it: what was retired until then stays free to go.
+    passed: u64,
 }
 
 impl<T> Limbo<T> {
     /// An empty limbo.
     pub fn new(epoch: Arc<Epoch>) -> Self {
-        Limbo { epoch, retired: VecDeque::new() }
+        Limbo { epoch, retired: VecDeque::new(), passed: 0 }
     }
 
     /// Takes an object that no new reader can find: the link to it is already gone.
@@ -131,12 +136,17 @@ impl<T> Limbo<T> {
 
     /// Frees up to `budget` objects that no member can hold any more; says how many.
     pub fn reclaim(&mut self, budget: usize) -> usize {
-        if self.retired.is_empty() {
-            return 0;
+        let Some((first, _)) = self.retired.front() else { return 0 };
+        if *first > self.passed {
+            let Some(oldest) = self.epoch.oldest() else { return 0 };
+            // Without members online, what waits here; but who joins later may hold what is retired later.
+            self.passed = oldest.min(self.retired.back().map_or(0, |(last, _)| *last));
         }
-        let Some(oldest) = self.epoch.oldest() else { return 0 };
-        let free = self.retired.iter().take(budget).take_while(|(epoch, _)| *epoch <= oldest).count();
+        let free = self.retired.iter().take(budget).take_while(|(epoch, _)| *epoch <= self.passed).count();
         self.retired.drain(..free);
+        if self.retired.is_empty() {
+            self.retired.shrink_to(ROOM);
+        }
         free
     }
 

@@ -7,14 +7,17 @@
 //!
 //! When more keys come than it can hold, replacing entries would only move the misses around and dirty the
 //! flows' reference counts. So a full set takes one newcomer in a hundred: keys of many frames get
-//! in, the others pass by.
+//! in, the others pass by. And when few find what they look for here, most batches do not even ask
+//! ([`ExactCache::is_awake`]): then this cache only costs.
 //!
 //! Cost: `get` reads one set and one flow; `insert` one set; nothing allocates.
 
-use std::sync::Arc;
+use std::cell::Cell;
 
-use crate::flow::{DEAD, Flow};
+use crate::blocks::prefetch;
+use crate::flow::{DEAD, Flow, FlowRef};
 use crate::key::FlowKey;
+use crate::places::Places;
 
 /// How many entries there are.
 const ENTRIES: usize = 8192;
@@ -26,11 +29,19 @@ const WAYS: usize = 4;
 /// OVS does by default (ovs-vswitchd.conf.db(5), `emc-insert-inv-prob`).
 const ADMIT: u32 = 100;
 
+/// Keys that are looked for between two looks at how many were found. Long enough for a working set that has just become
+/// small to get in past [`ADMIT`].
+const WINDOW: u32 = 1 << 17;
+/// A window in which not one in so many was found is followed by sleep.
+const WORTH: u32 = 8;
+/// So many windows long.
+const SLEEP: u32 = 7;
+
 /// A key's hash and its flow.
 #[derive(Debug, Clone)]
 struct Entry {
     hash: u64,
-    flow: Arc<Flow>,
+    flow: Flow,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -45,6 +56,11 @@ pub struct ExactCache {
     newcomers: u32,
     /// The set that the sweep comes to next.
     swept: usize,
+    /// Keys looked for and found in this window.
+    asked: u32,
+    found: Cell<u32>,
+    /// Keys that will pass before the next window begins.
+    asleep: u32,
 }
 
 impl Default for ExactCache {
@@ -56,23 +72,91 @@ impl Default for ExactCache {
 impl ExactCache {
     /// An empty cache.
     pub fn new() -> Self {
-        ExactCache { sets: vec![Set::default(); ENTRIES / WAYS].into(), newcomers: 0, swept: 0 }
+        let sets = vec![Set::default(); ENTRIES / WAYS].into();
+        ExactCache { sets, newcomers: 0, swept: 0, asked: 0, found: Cell::new(0), asleep: 0 }
+    }
+
+    /// Is it worth asking for the next keys, so many? To be called once for each batch. If not, what was found elsewhere
+    /// need not be inserted either.
+    #[inline]
+    pub fn is_awake(&mut self, keys: usize) -> bool {
+        if self.asleep > 0 {
+            self.asleep = self.asleep.saturating_sub(keys as u32);
+            return false;
+        }
+        self.asked += keys as u32;
+        if self.asked >= WINDOW {
+            if self.found.get() < self.asked / WORTH {
+                self.asleep = SLEEP * WINDOW;
+            }
+            self.asked = 0;
+            self.found.set(0);
+        }
+        true
     }
 
     /// The flow of `key`, whose [hash](FlowKey::hash) is `hash`, if it is cached and was last confirmed for
     /// `generation`.
     #[inline]
-    pub fn get(&self, key: &FlowKey, hash: u64, generation: u64) -> Option<&Arc<Flow>> {
-        let set = &self.sets[Self::index(hash)].0;
-        let entry = set.iter().flatten().find(|entry| entry.hash == hash)?;
-        let flow = &entry.flow;
+    pub fn get(&self, key: &FlowKey, hash: u64, generation: u64) -> Option<FlowRef<'_>> {
+        let flow = self.candidate(hash)?;
         (flow.generation() == generation && flow.matches(key)).then_some(flow)
+    }
+
+    /// As [`ExactCache::get`], for all of `keys` that are `wanted`, with their hashes; those found come one by one, with
+    /// their place. Memory, the counters of `poller` too, is asked for before it is needed.
+    #[inline]
+    pub fn get_each<'c>(
+        &'c self,
+        (keys, hashes): (&[FlowKey], &[u64]),
+        (generation, poller): (u64, usize),
+        wanted: &mut Places,
+        mut found: impl FnMut(usize, FlowRef<'c>),
+    ) {
+        let before = wanted.len();
+        let mut candidates = [None; Places::MAX];
+        for (place, _) in Self::firsts(hashes, *wanted) {
+            prefetch(&self.sets[Self::index(hashes[place])]);
+        }
+        for (place, run) in Self::firsts(hashes, *wanted) {
+            let candidate = self.candidate(hashes[place]);
+            candidate.into_iter().for_each(|flow| flow.prefetch(poller));
+            candidates[place..run].fill(candidate);
+        }
+        for place in *wanted {
+            let is = |flow: &FlowRef<'_>| flow.generation() == generation && flow.matches(&keys[place]);
+            if let Some(flow) = candidates[place].filter(is) {
+                wanted.remove(place);
+                found(place, flow);
+            }
+        }
+        self.found.set(self.found.get() + (before - wanted.len()) as u32);
+    }
+
+    /// The first wanted place of each run of equal hashes, and where the run ends: neighbours are often of one flow.
+    #[inline]
+    fn firsts(hashes: &[u64], mut wanted: Places) -> impl Iterator<Item = (usize, usize)> {
+        std::iter::from_fn(move || {
+            let first = wanted.next()?;
+            let mut end = first + 1;
+            while hashes.get(end) == Some(&hashes[first]) {
+                wanted.remove(end);
+                end += 1;
+            }
+            Some((first, end))
+        })
+    }
+
+    #[inline]
+    fn candidate(&self, hash: u64) -> Option<FlowRef<'_>> {
+        let set = &self.sets[Self::index(hash)].0;
+        set.iter().flatten().find(|entry| entry.hash == hash).map(|entry| FlowRef::from(&entry.flow))
     }
 
     /// Caches the flow of a key that `get` did not find, if it may come in; only then `flow` is asked for a
     /// share of it.
     #[inline]
-    pub fn insert(&mut self, hash: u64, flow: impl FnOnce() -> Arc<Flow>) {
+    pub fn insert(&mut self, hash: u64, flow: impl FnOnce() -> Flow) {
         let set = &mut self.sets[Self::index(hash)].0;
         let same = set.iter().position(|entry| entry.as_ref().is_some_and(|entry| entry.hash == hash));
         let free = || set.iter().position(Option::is_none);
@@ -135,26 +219,27 @@ mod tests {
         key
     }
 
-    fn flow(n: u64) -> Arc<Flow> {
+    fn flow(n: u64) -> Flow {
         let decision = Decision {
             mask: Mask::EXACT,
             actions: [Action::Drop(DropReason::NoDestination)].into(),
             effects: Box::new([]),
-            in_port: PortId(0),
+            in_port: PortId(1),
             depends: 0,
+            rests_on: Default::default(),
             cacheable: true,
         };
         let birth = Birth { generation: 7, pollers: 1, now: Instant::ZERO };
-        Arc::new(Flow::new(&key(n), PortId(1), decision, birth))
+        Flow::new(&key(n), decision, birth)
     }
 
-    fn insert(cache: &mut ExactCache, n: u64) -> Arc<Flow> {
+    fn insert(cache: &mut ExactCache, n: u64) -> Flow {
         let flow = flow(n);
-        cache.insert(key(n).hash(), || Arc::clone(&flow));
+        cache.insert(key(n).hash(), || flow.clone());
         flow
     }
 
-    fn get(cache: &ExactCache, n: u64) -> Option<&Arc<Flow>> {
+    fn get(cache: &ExactCache, n: u64) -> Option<FlowRef<'_>> {
         cache.get(&key(n), key(n).hash(), 7)
     }
 
@@ -162,7 +247,7 @@ mod tests {
     fn stale_and_dead_flows_miss() {
         let mut cache = ExactCache::new();
         let cached = insert(&mut cache, 1);
-        assert!(get(&cache, 1).is_some_and(|found| Arc::ptr_eq(found, &cached)));
+        assert!(get(&cache, 1).is_some_and(|found| found == FlowRef::from(&cached)));
         assert!(cache.get(&key(1), key(1).hash(), 8).is_none());
         cached.confirm(8);
         assert!(cache.get(&key(1), key(1).hash(), 8).is_some());
@@ -174,7 +259,7 @@ mod tests {
     fn equal_hashes_do_not_deceive_it() {
         let mut cache = ExactCache::new();
         let cached = flow(1);
-        cache.insert(5, || Arc::clone(&cached));
+        cache.insert(5, || cached.clone());
         assert!(cache.get(&key(1), 5, 7).is_some());
         assert!(cache.get(&key(2), 5, 7).is_none());
     }
@@ -184,8 +269,8 @@ mod tests {
         let mut cache = ExactCache::new();
         let old = insert(&mut cache, 1);
         let new = insert(&mut cache, 1);
-        assert_eq!((cache.len(), Arc::strong_count(&old)), (1, 1));
-        assert!(get(&cache, 1).is_some_and(|found| Arc::ptr_eq(found, &new)));
+        assert_eq!((cache.len(), old.shares()), (1, 1));
+        assert!(get(&cache, 1).is_some_and(|found| found == FlowRef::from(&new)));
     }
 
     #[test]
@@ -195,10 +280,10 @@ mod tests {
         flows.iter().step_by(2).for_each(|flow| flow.kill());
         (0..ENTRIES / 64).for_each(|_| cache.sweep(64));
         for (n, flow) in flows.iter().enumerate() {
-            assert_eq!(Arc::strong_count(flow), 1 + n % 2);
+            assert_eq!(flow.shares(), 1 + n % 2);
         }
         cache.clear();
-        assert!(cache.is_empty() && flows.iter().all(|flow| Arc::strong_count(flow) == 1));
+        assert!(cache.is_empty() && flows.iter().all(|flow| flow.shares() == 1));
     }
 
     #[test]
@@ -216,15 +301,48 @@ mod tests {
         assert!(regular);
     }
 
+    #[test]
+    fn it_sleeps_while_few_find_anything_and_wakes_up_again() {
+        let mut cache = ExactCache::new();
+        let awake = |cache: &mut ExactCache, keys: u32, found: u32| {
+            for n in 0..keys {
+                if cache.is_awake(1) {
+                    cache.found.set(cache.found.get() + u32::from(n % 100 < found));
+                }
+            }
+            cache.is_awake(1)
+        };
+        assert!(awake(&mut cache, 2 * WINDOW, 50));
+        assert!(!awake(&mut cache, 2 * WINDOW, 5), "not worth it");
+        assert!(awake(&mut cache, SLEEP * WINDOW - WINDOW / 2, 5), "but looks again");
+        assert!(awake(&mut cache, 10 * WINDOW, 90));
+    }
+
+    #[test]
+    fn many_are_found_as_one_by_one() {
+        let mut cache = ExactCache::new();
+        let flows: Vec<_> = (0..32).step_by(3).map(|n| insert(&mut cache, n)).collect();
+        flows[1].kill();
+        let keys: Vec<FlowKey> = (0..32).map(key).collect();
+        let hashes: Vec<u64> = keys.iter().map(FlowKey::hash).collect();
+        let (mut wanted, mut found) = (Places::first(32), Vec::new());
+        wanted.remove(0);
+        cache
+            .get_each((&keys, &hashes), (7, 0), &mut wanted, |place, flow| found.push((place, flow.share())));
+        let expected: Vec<_> = (2..).zip(&flows[2..]).map(|(n, flow)| (3 * n, flow.clone())).collect();
+        assert_eq!(found, expected);
+        assert!(wanted.eq((1..32).filter(|place| place % 3 != 0 || *place == 3)));
+    }
+
     proptest! {
         #[test]
         fn it_never_gives_another_keys_flow(ns in prop::collection::vec(0u64..64, 1..200)) {
             let mut cache = ExactCache::new();
             for n in ns {
-                prop_assert!(get(&cache, n).is_none_or(|found| found.key == key(n)));
+                prop_assert!(get(&cache, n).is_none_or(|found| found.key() == key(n)));
                 // Few hashes for many keys: collisions are the rule.
                 cache.insert(n % 5, || flow(n));
-                prop_assert!(cache.get(&key(n), n % 5, 7).is_some_and(|found| found.key == key(n)));
+                prop_assert!(cache.get(&key(n), n % 5, 7).is_some_and(|found| found.key() == key(n)));
             }
         }
     }

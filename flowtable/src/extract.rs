@@ -5,7 +5,7 @@
 //! are zero, and bytes behind the end that the IP header states (Ethernet padding) do not exist. Only a frame
 //! without a whole Ethernet header is an error.
 //!
-//! Everything on the way of TCP and UDP is inlined, so that the key is made in registers and written once.
+//! Frames with TCP, UDP or SCTP in plain IPv4 do not take the walk: [`Keys`](crate::keys::Keys) reads each of their bytes once.
 //!
 //! Worst case: the walk's, and [`MAX_ND_OPTIONS`] options of a neighbour discovery message.
 
@@ -22,19 +22,89 @@ pub const MAX_ND_OPTIONS: usize = 8;
 /// How ARP for IPv4 over Ethernet begins (RFC 826); any other has no fields.
 const ARP_FOR_IPV4: [u8; 6] = [0, 1, 8, 0, 6, 4];
 
+/// How many words, from the first on, any IPv4 frame may have. The others are those of ARP, IPv6 and tunnels.
+pub(crate) const LOW: usize = 7;
+
 /// The key of a frame that came in on `in_port`; its tunnel fields are zero.
 ///
 /// # Errors
 /// [`Malformed`] if the frame is shorter than an Ethernet header.
 #[inline]
 pub fn extract(frame: &[u8], in_port: PortId) -> Result<FlowKey, Malformed> {
+    let mut key = FlowKey::default();
+    walked(&mut key.0, frame, in_port)?;
+    Ok(key)
+}
+
+/// The least total length of an IPv4 packet without options that has the ports of such a protocol and all of its header; of the
+/// other protocols, more than any has.
+static LEAST: [u32; 256] = {
+    let mut least = [u32::MAX; 256];
+    least[IpProto::TCP.0 as usize] = 20 + 20;
+    least[IpProto::UDP.0 as usize] = 20 + 8;
+    least[IpProto::SCTP.0 as usize] = 20 + 12;
+    least
+};
+
+/// Writes the words of a frame with TCP, UDP or SCTP in plain IPv4 behind at most one tag, from the first to [`LOW`], and says
+/// true; or false of any other frame, which may be just as sound. Most frames are plain.
+#[inline(always)]
+pub(crate) fn plain(words: &mut [u64; WORDS], frame: &[u8], in_port: PortId) -> bool {
+    const TAGGED: usize = ETHERNET + TAG;
+    let port = u64::from(in_port.0) << 32;
+    // Most are untagged, and their type is looked at with the version.
+    if ipv4::<ETHERNET>(words, frame, port) {
+        return true;
+    }
+    match frame.get(ETHERNET - 2..ETHERNET) {
+        Some([0x81, 0x00] | [0x88, 0xa8]) => ipv4::<TAGGED>(words, frame, port | tag(frame, 0)),
+        _ => false,
+    }
+}
+
+/// As [`plain`], if the IPv4 header is at `L3`. Each byte is loaded once and in its place, and no branch depends on what
+/// differs between plain frames.
+#[inline(always)]
+fn ipv4<const L3: usize>(words: &mut [u64; WORDS], frame: &[u8], first: u64) -> bool {
+    // TCP's flags are the last that may be looked at.
+    let Some((headers, packet)) = frame.first_chunk::<ETHERNET>().zip(frame.get(L3..)) else { return false };
+    let Some(packet_start) = packet.first_chunk::<34>() else { return false };
+    let (dst, src) = (word(headers, 0), half(headers, 8));
+    let start = half(&frame[L3 - 2..], 0); // type, version, TOS
+    let lengths = word(packet_start, 2); // length, identification, flags and offset, TTL, protocol
+    let (len, proto) = ((lengths >> 48) as usize, lengths as u8);
+    let known = start & 0xffff_ff00 == 0x0800_4500 && lengths & 0x3fff_0000 == 0;
+    if !(known && len >= LEAST[usize::from(proto)] as usize && len <= packet.len()) {
+        return false;
+    }
+    let flags = u16::from_be_bytes([packet_start[32], packet_start[33]]) & 0xfff;
+    let flags = if proto == IpProto::TCP.0 { flags } else { 0 };
+    let octets = (start & 0xff) << 8 | lengths >> 8 & 0xff;
+    words[0] = first;
+    words[1] = dst & !0xffff | u64::from(EtherType::IPV4.0);
+    words[2] = dst << 48 | src << 16 | u64::from(proto) << 8;
+    words[3] = word(packet_start, 12);
+    words[4] = half(packet_start, 20) << 32 | u64::from(flags) << 16 | octets;
+    words[5] = 0;
+    words[6] = 0;
+    true
+}
+
+/// Four octets at `at`, the first one the most significant.
+#[inline(always)]
+fn half(octets: &[u8], at: usize) -> u64 {
+    octets[at..].first_chunk().map_or(0, |octets| u32::from_be_bytes(*octets).into())
+}
+
+/// Writes the words of whatever frame. Words from [`LOW`] on are zero before; those that the frame does not have stay so.
+#[inline]
+pub(crate) fn walked(words: &mut [u64; WORDS], frame: &[u8], in_port: PortId) -> Result<(), Malformed> {
     let header: &[u8; ETHERNET] = frame.first_chunk().ok_or(Malformed(frame.len()))?;
     let offsets = walk(frame)?;
-    let mut key = FlowKey::default();
-    let words = &mut key.0;
     words[0] = u64::from(in_port.0) << 32;
     words[1] = word(header, 0) & !0xffff | u64::from(offsets.ether_type.0);
     words[2] = word(header, 6) & !0xffff;
+    words[3..LOW].fill(0);
     if offsets.tags > 0 {
         words[0] |= tag(frame, 0);
     }
@@ -45,7 +115,7 @@ pub fn extract(frame: &[u8], in_port: PortId) -> Result<FlowKey, Malformed> {
         Some(ip) => network(words, frame, &ip, offsets.ether_type),
         None => no_ip(words, &frame[offsets.payload()..], offsets.ether_type),
     }
-    Ok(key)
+    Ok(())
 }
 
 /// Eight octets at `at`, the first one the most significant.

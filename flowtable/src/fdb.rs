@@ -18,6 +18,10 @@ use crate::flow::dependency;
 use crate::id::{Place, PortId, SegmentId, Station};
 use crate::time::Instant;
 
+/// A station seen again within this time is as young as before: of many new flows of a station few move it in the list of
+/// its segment.
+const GRAIN: Duration = Duration::from_millis(100);
+
 /// How big a table may get and how old its entries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
@@ -119,11 +123,16 @@ impl Fdb {
         self.stations.find(station).is_some_and(|at| self.stations.get(at).group.is_none())
     }
 
+    /// Is the table full of static entries, so that nobody can be learned?
+    pub fn is_closed(&self) -> bool {
+        self.len() >= self.limits.size && self.stations.largest().is_none()
+    }
+
     /// A frame from the station came from `place`. Dependency bits of what changed; 0 if nothing but age.
     pub fn learn(&mut self, station: Station, place: Place, now: Instant) -> u64 {
         let Some(at) = self.stations.find(station) else {
-            if self.len() >= self.limits.size && self.stations.largest().is_none() {
-                return 0; // full of static entries
+            if self.is_closed() {
+                return 0;
             }
             let evicted = self.make_room();
             self.counters.learned += 1;
@@ -139,7 +148,7 @@ impl Fdb {
         if is_move {
             self.counters.moved += 1;
             self.stations.replace(at, learned(station, place, now));
-        } else {
+        } else if now.since(slot.seen) >= GRAIN {
             self.stations.touch(at, now);
         }
         if is_move || self.is_old(&slot, now) { Self::dependency(station) } else { 0 }
@@ -437,7 +446,11 @@ mod tests {
         let mut fdb = Fdb::new(LIMITS);
         let entries: Vec<_> = (0..8).map(|n| (station(n), port(1))).collect();
         fdb.set_static(&entries);
-        assert_eq!((fdb.learn(station(9), port(2), at(0)), fdb.len()), (0, 8));
+        assert_eq!((fdb.learn(station(9), port(2), at(0)), fdb.len(), fdb.is_closed()), (0, 8, true));
+        fdb.set_static(&entries[1..]);
+        assert!(!fdb.is_closed());
+        fdb.learn(station(9), port(2), at(0));
+        assert_eq!((fdb.len(), fdb.is_closed()), (8, false), "who was learned makes room");
     }
 
     #[test]

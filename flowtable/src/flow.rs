@@ -1,17 +1,43 @@
 //! A flow: key under mask, what to do, what to remember, how much it was used, and how current it is.
+//!
+//! A million of them shall fit in a few hundred megabytes and cost a frame few cache misses, so a flow is one block of
+//! cache lines, which [`Flow`] counts the users of as an `Arc` does:
+//!
+//! | line | what |
+//! | --- | --- |
+//! | first | what a hit reads: generation, key, what to do with the frame |
+//! | second | what poller 0 writes: its counters; and what no frame asks for |
+//! | one for each other poller | its counters: no two pollers write the same line |
+//! | after these | words of the key that the first has no room for |
+//!
+//! Of the key there are only the words that are not zero, three in the first line: what switching looks at, with or without a
+//! tag. What flows have in common is shared ([`Interner`]): the mask, lists of actions, effects.
+//!
+//! A switched flow is 128 bytes; it was five allocations and 600 bytes, of which a hit needed five lines in as many pages. A
+//! million of them with their links take 174 MiB (`tests/memory.rs`; 880 MiB before), and finding and counting a frame's
+//! flow among 100,000 takes 93 cycles (best; median 144) instead of 224 (302), among a million 132 (146) instead of 272 (312):
+//! bench `lookup`, caches/batch.
+#![allow(unsafe_code)]
 
+use std::fmt;
+use std::marker::PhantomData;
+use std::mem::size_of;
+use std::ops::Deref;
+use std::ptr::{self, NonNull};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use crate::action::{Action, Effect};
+use crate::blocks::{self, prefetch};
+use crate::grounds::Grounds;
 use crate::id::PortId;
+use crate::intern::Interner;
 use crate::key::{FlowKey, WORDS};
 use crate::mask::Mask;
 use crate::time::Instant;
 
 /// What `translate` decided: everything about a flow but its history.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[repr(C)]
 pub struct Decision {
     /// What happens to a frame; at least one. Flows may share a list.
     pub actions: Arc<[Action]>,
@@ -22,7 +48,9 @@ pub struct Decision {
     /// Which learned entries were looked up, as a 64-bit Bloom filter of [`dependency`] bits: a change of
     /// any of them asks for this flow to be translated again.
     pub depends: u64,
-    /// The port the frame came in by: that of its key, or the tunnel port which its outer headers name.
+    /// What of the configuration was looked at: a change of any of it asks for the same.
+    pub rests_on: Grounds,
+    /// The port the frame came in by: that of its key, or the tunnel port which its outer headers name. Its budget pays.
     pub in_port: PortId,
     /// May the decision be cached? Not when every frame of the flow must be read (IGMP, MLD).
     pub cacheable: bool,
@@ -34,23 +62,23 @@ pub const fn dependency(hash: u64) -> u64 {
     1 << (hash.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 58)
 }
 
-/// The most words of a key that are compared one by one: all of them at once, in vector registers, cost as much as five
-/// (bench `forward`, `vxlan-decap`).
-const FEW: u32 = 5;
-/// Stands for more than those.
-const MANY: u32 = u32::MAX;
-
 /// The generation of a flow that was removed: no published generation has this number.
 pub const DEAD: u64 = 0;
 
+/// The most pollers that can count on a flow.
+pub const MAX_POLLERS: usize = 1024;
+
 /// One poller's counters of a flow: a single writer, many readers, no read-modify-write.
 #[derive(Debug, Default)]
-#[repr(align(64))]
+#[repr(C)]
 pub struct FlowStats {
     frames: AtomicU64,
     bytes: AtomicU64,
+    /// Of poller 0 also when the flow was made, until it is used.
     used: AtomicU64,
-    tcp_flags: AtomicU64,
+    tcp_flags: AtomicU32,
+    /// Of poller 0: how many shares of the flow there are. Here, for here is room.
+    shares: AtomicU32,
 }
 
 impl FlowStats {
@@ -61,7 +89,7 @@ impl FlowStats {
         self.bytes.store(self.bytes.load(Ordering::Relaxed) + bytes, Ordering::Relaxed);
         self.used.store(now.as_nanos(), Ordering::Relaxed);
         if tcp_flags != 0 {
-            let flags = self.tcp_flags.load(Ordering::Relaxed) | u64::from(tcp_flags);
+            let flags = self.tcp_flags.load(Ordering::Relaxed) | u32::from(tcp_flags);
             self.tcp_flags.store(flags, Ordering::Relaxed);
         }
     }
@@ -80,92 +108,327 @@ pub struct FlowTotals {
     pub tcp_flags: u16,
 }
 
-/// A cached decision.
-///
-/// What a frame of it needs is in two cache lines: the first, with the words of the key that switching looks at, and
-/// that of the actions.
+/// What all flows of one mask have in common.
 #[derive(Debug)]
-#[repr(C, align(64))]
-pub struct Flow {
-    generation: AtomicU64,
-    stats: Box<[FlowStats]>,
-    /// Where its frames come in: the port whose budget pays for it.
-    pub in_port: PortId,
-    /// Which words of the mask are not zero; [`MANY`] if those are many.
-    words: u32,
-    /// The key, already masked.
-    pub key: FlowKey,
-    /// The decision.
-    pub decision: Decision,
-    /// When it was made.
-    pub created: Instant,
+pub struct Shape {
+    pub(crate) mask: Mask,
+    /// The words of the mask that are not zero, with their indexes, ascending.
+    pub(crate) words: Box<[(usize, u64)]>,
+    /// How many pollers may count on such a flow.
+    pollers: usize,
 }
 
+impl Shape {
+    pub(crate) fn new(mask: &Mask, pollers: usize) -> Self {
+        assert!((1..=MAX_POLLERS).contains(&pollers), "{pollers} pollers: expected 1 to {MAX_POLLERS}");
+        Shape { mask: *mask, words: mask.nonzero().collect(), pollers }
+    }
+
+    pub(crate) fn is_of(&self, mask: &Mask, pollers: usize) -> bool {
+        self.mask == *mask && self.pollers == pollers
+    }
+
+    /// Bytes of a flow that stores so many words.
+    fn bytes(&self, stored: u32) -> usize {
+        let words = (stored as usize).saturating_sub(INLINE) * size_of::<u64>();
+        size_of::<Head>() + (self.pollers - 1) * LINE + words
+    }
+}
+
+/// What happens to a frame: most often one thing, and that is at hand.
+pub(crate) enum Actions {
+    One(Action),
+    List(List),
+}
+
+/// An `Arc<[Action]>` in parts, packed so that it fits beside the tag of [`Actions`].
+#[repr(C, packed(4))]
+#[derive(Clone, Copy)]
+pub(crate) struct List {
+    len: u32,
+    first: NonNull<Action>,
+}
+
+impl List {
+    fn as_ptr(self) -> *const [Action] {
+        ptr::slice_from_raw_parts(self.first.as_ptr(), self.len as usize)
+    }
+}
+
+impl Actions {
+    /// An action that owns nothing is worth a copy; a list, or one that does, is shared.
+    pub(crate) fn new(list: Arc<[Action]>) -> Self {
+        match &*list {
+            [action] if !matches!(action, Action::Encap(_)) => Actions::One(action.clone()),
+            _ => {
+                let len = u32::try_from(list.len()).expect("fewer ports than 2^32");
+                let first = Arc::into_raw(list).cast::<Action>().cast_mut();
+                Actions::List(List { len, first: NonNull::new(first).expect("an Arc is never null") })
+            }
+        }
+    }
+
+    #[inline]
+    fn as_slice(&self) -> &[Action] {
+        match self {
+            Actions::One(action) => std::slice::from_ref(action),
+            // SAFETY: an `Arc<[Action]>` that is ours.
+            Actions::List(list) => unsafe { &*list.as_ptr() },
+        }
+    }
+}
+
+impl Drop for Actions {
+    fn drop(&mut self) {
+        if let Actions::List(list) = self {
+            // SAFETY: an `Arc<[Action]>` that is ours, and dropped once.
+            drop(unsafe { Arc::from_raw(list.as_ptr()) });
+        }
+    }
+}
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
+/// Words of the key in the first line.
+const INLINE: usize = 3;
+
+/// The first two lines of a flow.
+#[repr(C, align(64))]
+pub(crate) struct Head {
+    generation: AtomicU64,
+    shape: Arc<Shape>,
+    in_port: PortId,
+    /// Which words of the masked key are not zero.
+    stored: u32,
+    actions: Actions,
+    /// The first of them.
+    words: [u64; INLINE],
+    stats: FlowStats,
+    effects: Option<Arc<Box<[Effect]>>>,
+    depends: u64,
+    rests_on: Grounds,
+}
+
+const _: () = assert!(size_of::<Actions>() == 16 && std::mem::offset_of!(Head, stats) == LINE);
+const _: () = assert!(size_of::<Head>() == 2 * LINE);
+
+/// What a flow owns may go from thread to thread; the compiler cannot see it behind the pointers.
+const _: () = {
+    const fn is_shared<T: Send + Sync>() {}
+    is_shared::<(Arc<Shape>, Arc<[Action]>, Arc<Box<[Effect]>>)>();
+};
+
+/// A cached decision, or rather a share of it: clones are the same flow.
+#[repr(transparent)]
+pub struct Flow(NonNull<Head>);
+
+// SAFETY: a flow is atomics and values that are `Send` and `Sync` and do not change; its users are counted atomically.
+unsafe impl Send for Flow {}
+// SAFETY: as above.
+unsafe impl Sync for Flow {}
+
 impl Flow {
-    /// A flow for `key` under `decision`, valid for `generation` (not [`DEAD`]), with one statistics slot for
-    /// each of `pollers`.
-    pub fn new(key: &FlowKey, in_port: PortId, decision: Decision, birth: Birth) -> Self {
-        let stats = (0..birth.pollers).map(|_| FlowStats::default()).collect();
-        let key = key.masked(&decision.mask);
-        let words = decision.mask.nonzero().fold(0, |words: u32, (i, _)| words | 1 << i);
-        let words = if words.count_ones() > FEW { MANY } else { words };
-        Flow {
-            key,
-            decision,
-            in_port,
-            words,
-            created: birth.now,
+    /// A flow for `key` under `decision`, valid for `generation` (not [`DEAD`]), that shares with no other.
+    ///
+    /// # Panics
+    /// Without pollers, or with more than [`MAX_POLLERS`].
+    pub fn new(key: &FlowKey, decision: Decision, birth: Birth) -> Self {
+        Interner::default().flow(key, decision, birth)
+    }
+
+    /// A flow of parts.
+    pub(crate) fn assemble(key: &FlowKey, parts: Parts, birth: Birth) -> Self {
+        let Parts { shape, actions, effects, depends, rests_on, in_port } = parts;
+        let masked = |(i, mask): &(usize, u64)| (*i, key.words()[*i] & mask);
+        let own = shape.words.iter().map(masked).filter(|(_, word)| *word != 0);
+        let (mut stored, mut words) = (0u32, [0; WORDS]);
+        for (n, (i, word)) in own.enumerate() {
+            stored |= 1 << i;
+            words[n] = word;
+        }
+        let (used, shares) = (AtomicU64::new(birth.now.as_nanos()), AtomicU32::new(1));
+        let stats = FlowStats { used, shares, ..FlowStats::default() };
+        let pollers = shape.pollers;
+        let at = blocks::allocate(shape.bytes(stored.count_ones())).cast::<Head>();
+        let flow = Flow(at);
+        let [a, b, c, more @ ..] = words;
+        let head = Head {
             generation: AtomicU64::new(birth.generation),
+            shape,
+            in_port,
+            stored,
+            actions,
+            words: [a, b, c],
             stats,
+            effects,
+            depends,
+            rests_on,
+        };
+        let more = &more[..(stored.count_ones() as usize).saturating_sub(INLINE)];
+        // SAFETY: the block has room for the head, a line for each other poller and these words, and is ours alone.
+        unsafe {
+            at.write(head);
+            (1..pollers).for_each(|poller| flow.line(poller).cast::<FlowStats>().write(FlowStats::default()));
+            flow.line(pollers).cast::<u64>().copy_from_nonoverlapping(NonNull::from(more).cast(), more.len());
+        }
+        flow
+    }
+
+    /// The line of counters of a poller; behind that of the last, the words that did not fit the first line.
+    #[inline]
+    fn line(&self, poller: usize) -> NonNull<u8> {
+        // SAFETY: the block has a line for each poller beside the first, and it is in bounds to point just behind it.
+        unsafe { self.0.cast::<u8>().add((1 + poller) * LINE) }
+    }
+
+    #[inline]
+    fn head(&self) -> &Head {
+        // SAFETY: the block is not freed before the last user is gone, and only counters in it change.
+        unsafe { self.0.as_ref() }
+    }
+
+    /// Word `n` of those stored.
+    #[inline]
+    fn word(&self, n: usize) -> u64 {
+        let head = self.head();
+        match head.words.get(n) {
+            Some(word) => *word,
+            None => {
+                debug_assert!(n < head.stored.count_ones() as usize);
+                // SAFETY: callers count the bits of `stored`, so the word is there.
+                unsafe { self.line(head.shape.pollers).cast::<u64>().add(n - INLINE).read() }
+            }
         }
     }
 
     /// Is this the flow of a frame with this key: do they agree in what the decision looked at? Cost: the words
-    /// of the mask that are not zero, or if those are many, all.
+    /// of the mask that are not zero.
     #[inline]
     pub fn matches(&self, key: &FlowKey) -> bool {
-        let (key, mask, own) = (key.words(), self.decision.mask.words(), self.key.words());
-        let mut words = self.words;
-        if words == MANY {
-            return (0..WORDS).fold(0, |difference, i| difference | (key[i] & mask[i] ^ own[i])) == 0;
-        }
-        while words != 0 {
-            let i = words.trailing_zeros() as usize;
-            if key[i] & mask[i] != own[i] {
-                return false;
+        self.agrees(&self.head().shape, key)
+    }
+
+    /// As [`Flow::matches`], for who has the flow's shape at hand.
+    #[inline]
+    pub(crate) fn agrees(&self, shape: &Shape, key: &FlowKey) -> bool {
+        let (stored, mut next) = (self.head().stored, 0);
+        shape.words.iter().all(|&(i, mask)| {
+            let own = match stored >> i & 1 {
+                0 => 0,
+                _ => {
+                    next += 1;
+                    self.word(next - 1)
+                }
+            };
+            key.words()[i] & mask == own
+        })
+    }
+
+    /// The key, masked.
+    pub fn key(&self) -> FlowKey {
+        let (stored, mut next) = (self.head().stored, 0);
+        FlowKey(std::array::from_fn(|i| match stored >> i & 1 {
+            0 => 0,
+            _ => {
+                next += 1;
+                self.word(next - 1)
             }
-            words &= words - 1;
+        }))
+    }
+
+    /// The bits that were looked at.
+    #[inline]
+    pub fn mask(&self) -> &Mask {
+        &self.head().shape.mask
+    }
+
+    /// What happens to a frame; at least one.
+    #[inline]
+    pub fn actions(&self) -> &[Action] {
+        self.head().actions.as_slice()
+    }
+
+    /// What is remembered because of it.
+    pub fn effects(&self) -> &[Effect] {
+        self.head().effects.as_deref().map_or(&[], |effects| effects)
+    }
+
+    /// Which learned entries were looked up: [`Decision::depends`].
+    #[inline]
+    pub fn depends(&self) -> u64 {
+        self.head().depends
+    }
+
+    /// What of the configuration was looked at: [`Decision::rests_on`].
+    #[inline]
+    pub fn rests_on(&self) -> Grounds {
+        self.head().rests_on
+    }
+
+    /// Where its frames come in: the port whose budget pays for it.
+    #[inline]
+    pub fn in_port(&self) -> PortId {
+        self.head().in_port
+    }
+
+    /// A copy of the decision.
+    pub fn decision(&self) -> Decision {
+        Decision {
+            actions: self.actions().into(),
+            mask: *self.mask(),
+            effects: self.effects().into(),
+            depends: self.depends(),
+            rests_on: self.rests_on(),
+            in_port: self.in_port(),
+            cacheable: true,
         }
-        true
+    }
+
+    /// Would this decision make the same flow of its key?
+    pub fn is_by(&self, decision: &Decision) -> bool {
+        let Decision { actions, mask, effects, depends, rests_on, in_port, cacheable } = decision;
+        *cacheable
+            && (*depends, *rests_on, *in_port) == (self.depends(), self.rests_on(), self.in_port())
+            && mask == self.mask()
+            && **actions == *self.actions()
+            && **effects == *self.effects()
     }
 
     /// The generation of the tables the decision was last checked against; [`DEAD`] after removal.
     #[inline]
     pub fn generation(&self) -> u64 {
-        self.generation.load(Ordering::Acquire)
+        self.head().generation.load(Ordering::Acquire)
     }
 
     /// Says that the decision holds for `generation`. A dead flow stays dead.
     pub fn confirm(&self, generation: u64) {
-        let _ = self
-            .generation
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |g| (g != DEAD).then_some(generation));
+        let alive = |g| (g != DEAD).then_some(generation);
+        let _ = self.head().generation.fetch_update(Ordering::AcqRel, Ordering::Acquire, alive);
     }
 
     /// Takes the flow out of use: nobody who still holds it will follow it.
     pub fn kill(&self) {
-        self.generation.store(DEAD, Ordering::Release);
+        self.head().generation.store(DEAD, Ordering::Release);
     }
 
     /// The counters of poller `index`.
+    ///
+    /// # Panics
+    /// If there is no such poller.
     #[inline]
     pub fn stats(&self, index: usize) -> &FlowStats {
-        &self.stats[index]
+        assert!(index < self.head().shape.pollers, "poller {index} is one too many");
+        // SAFETY: the line is there, and holds such counters.
+        unsafe { self.line(index).cast::<FlowStats>().as_ref() }
+    }
+
+    fn all_stats(&self) -> impl Iterator<Item = &FlowStats> {
+        (0..self.head().shape.pollers).map(|poller| self.stats(poller))
     }
 
     /// The sum of all pollers' counters.
     pub fn totals(&self) -> FlowTotals {
-        self.stats.iter().fold(FlowTotals::default(), |t, s| {
+        self.all_stats().fold(FlowTotals::default(), |t, s| {
             let frames = s.frames.load(Ordering::Relaxed);
             let used = (frames > 0).then(|| Instant::from_nanos(s.used.load(Ordering::Relaxed)));
             FlowTotals {
@@ -176,6 +439,143 @@ impl Flow {
             }
         })
     }
+
+    /// When it was last used or, if never, made.
+    pub fn last_use(&self) -> Instant {
+        let used = self.all_stats().map(|stats| stats.used.load(Ordering::Relaxed)).max();
+        Instant::from_nanos(used.unwrap_or(0))
+    }
+
+    /// How many shares of it there are, the table's and its limbo's too.
+    pub fn shares(&self) -> usize {
+        self.head().stats.shares.load(Ordering::Acquire) as usize
+    }
+
+    /// The address of the flow, for a link that keeps this share.
+    pub(crate) fn into_raw(self) -> NonNull<Head> {
+        let at = self.0;
+        std::mem::forget(self);
+        at
+    }
+
+    /// The share that a link kept.
+    ///
+    /// # Safety
+    /// It comes from [`Flow::into_raw`], and the link is gone.
+    pub(crate) unsafe fn from_raw(at: NonNull<Head>) -> Flow {
+        Flow(at)
+    }
+}
+
+impl Clone for Flow {
+    fn clone(&self) -> Self {
+        // As `Arc`: who has one share may make others, and there are never so many that the count wraps.
+        if self.head().stats.shares.fetch_add(1, Ordering::Relaxed) > u32::MAX / 2 {
+            std::process::abort();
+        }
+        Flow(self.0)
+    }
+}
+
+impl Drop for Flow {
+    fn drop(&mut self) {
+        if self.head().stats.shares.fetch_sub(1, Ordering::Release) != 1 {
+            return;
+        }
+        fence(Ordering::Acquire); // what others did with it is over
+        let bytes = self.head().shape.bytes(self.head().stored.count_ones());
+        // SAFETY: this was the last share. The head is dropped once, and the block, of which the rest needs no drop, was
+        // allocated with this size.
+        unsafe {
+            self.0.drop_in_place();
+            blocks::free(self.0.cast(), bytes);
+        }
+    }
+}
+
+/// Is it the same flow?
+impl PartialEq for Flow {
+    #[inline]
+    fn eq(&self, other: &Flow) -> bool {
+        self.0 == other.0
+    }
+}
+
+impl Eq for Flow {}
+
+impl fmt::Debug for Flow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Flow")
+            .field("key", &self.key())
+            .field("decision", &self.decision())
+            .field("generation", &self.generation())
+            .field("totals", &self.totals())
+            .finish()
+    }
+}
+
+/// A flow that somebody else keeps a share of for as long as `'r`: the table, for a reader that found it there; a cache.
+///
+/// It may have been removed since ([`Flow::generation`] says so), but it is not freed while this exists.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct FlowRef<'r> {
+    at: NonNull<Head>,
+    keeper: PhantomData<&'r Flow>,
+}
+
+impl<'r> FlowRef<'r> {
+    /// # Safety
+    /// It comes from [`Flow::into_raw`], and the link keeps its share for all of `'r`.
+    #[inline]
+    pub(crate) unsafe fn new(at: NonNull<Head>) -> Self {
+        FlowRef { at, keeper: PhantomData }
+    }
+
+    /// A share of the flow, to keep beyond the poll.
+    pub fn share(self) -> Flow {
+        self.deref().clone()
+    }
+
+    /// Asks for the memory that a hit of this poller takes.
+    #[inline]
+    pub(crate) fn prefetch(self, poller: usize) {
+        prefetch(self.at.as_ptr());
+        prefetch(self.at.as_ptr().cast::<u8>().wrapping_add((1 + poller) * LINE));
+    }
+}
+
+impl<'r> From<&'r Flow> for FlowRef<'r> {
+    #[inline]
+    fn from(flow: &'r Flow) -> Self {
+        FlowRef { at: flow.0, keeper: PhantomData }
+    }
+}
+
+impl Deref for FlowRef<'_> {
+    type Target = Flow;
+
+    #[inline]
+    fn deref(&self) -> &Flow {
+        // SAFETY: a `Flow` is such a pointer and nothing else; a share is kept for longer than this exists; and a
+        // reference to a flow does not drop it.
+        unsafe { NonNull::from(&self.at).cast::<Flow>().as_ref() }
+    }
+}
+
+impl fmt::Debug for FlowRef<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        (**self).fmt(f)
+    }
+}
+
+/// What a flow is made of.
+pub(crate) struct Parts {
+    pub(crate) shape: Arc<Shape>,
+    pub(crate) actions: Actions,
+    pub(crate) effects: Option<Arc<Box<[Effect]>>>,
+    pub(crate) depends: u64,
+    pub(crate) rests_on: Grounds,
+    pub(crate) in_port: PortId,
 }
 
 /// The circumstances of a flow's making.
@@ -187,4 +587,97 @@ pub struct Birth {
     pub pollers: usize,
     /// Now.
     pub now: Instant,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::action::DropReason;
+    use crate::grounds::Ground;
+
+    fn birth(pollers: usize) -> Birth {
+        Birth { generation: 1, pollers, now: Instant::from_nanos(77) }
+    }
+
+    fn decision(mask: Mask, actions: &[Action]) -> Decision {
+        Decision {
+            mask,
+            actions: actions.into(),
+            effects: Box::new([Effect::Resolve { endpoint: PortId(4), address: [192, 0, 2, 1].into() }]),
+            depends: 5,
+            rests_on: Grounds::NONE,
+            in_port: PortId(3),
+            cacheable: true,
+        }
+    }
+
+    fn words() -> impl Strategy<Value = [u64; WORDS]> {
+        proptest::array::uniform20(prop_oneof![2 => Just(0), 1 => any::<u64>()])
+    }
+
+    proptest! {
+        #[test]
+        fn a_flow_tells_what_it_was_made_of(key in words(), mask in words(), pollers in 1usize..40) {
+            let (key, mask) = (FlowKey(key), Mask(mask));
+            let decision = decision(mask, &[Action::PopVlan, Action::Output(PortId(9))]);
+            let flow = Flow::new(&key, decision.clone(), birth(pollers));
+            prop_assert_eq!(flow.key(), key.masked(&mask));
+            prop_assert_eq!(flow.decision(), decision.clone());
+            prop_assert!(flow.is_by(&decision));
+            prop_assert!(flow.matches(&key));
+            (0..pollers).for_each(|i| flow.stats(i).add(1, i as u64, 1 << (i % 9), Instant::from_nanos(i as u64)));
+            prop_assert_eq!(flow.totals().frames, pollers as u64);
+            prop_assert_eq!((flow.key(), flow.generation()), (key.masked(&mask), 1), "nothing overlaps");
+        }
+
+        #[test]
+        fn it_matches_what_agrees_under_the_mask(key in words(), mask in words(), other in words(), mix in words()) {
+            let (key, mask) = (FlowKey(key), Mask(mask));
+            let other = FlowKey(std::array::from_fn(|i| key.0[i] ^ (other[i] & mix[i] & mask.0[(i + 1) % WORDS])));
+            let flow = Flow::new(&key, decision(mask, &[Action::PopVlan]), birth(1));
+            prop_assert_eq!(flow.matches(&other), key.masked(&mask) == other.masked(&mask));
+        }
+    }
+
+    #[test]
+    fn another_decision_makes_another_flow() {
+        let known = decision(Mask::EXACT, &[Action::Output(PortId(1))]);
+        let flow = Flow::new(&FlowKey::default(), known.clone(), birth(1));
+        let others = [
+            Decision { mask: Mask::EMPTY, ..known.clone() },
+            Decision { actions: [Action::Output(PortId(2))].into(), ..known.clone() },
+            Decision { effects: Box::new([]), ..known.clone() },
+            Decision { depends: 6, ..known.clone() },
+            Decision { rests_on: [Ground::Routes].into_iter().collect(), ..known.clone() },
+            Decision { in_port: PortId(4), ..known.clone() },
+            Decision { cacheable: false, ..known },
+        ];
+        assert!(others.iter().all(|other| !flow.is_by(other)));
+    }
+
+    #[test]
+    fn the_last_share_frees_what_the_flow_owns() {
+        let actions: Arc<[Action]> = [Action::PopVlan, Action::Drop(DropReason::Vlan)].into();
+        let decision = Decision { actions: Arc::clone(&actions), ..decision(Mask::EXACT, &[]) };
+        let flow = Flow::new(&FlowKey([7; WORDS]), decision, birth(2));
+        let (share, at) = (flow.clone(), Arc::strong_count(&actions));
+        assert_eq!((flow.shares(), at), (2, 2));
+        drop(flow);
+        assert_eq!((share.shares(), share.key()), (1, FlowKey([7; WORDS])));
+        drop(share);
+        assert_eq!(Arc::strong_count(&actions), 1);
+    }
+
+    #[test]
+    fn what_was_never_used_was_last_used_when_it_was_made() {
+        let flow = Flow::new(&FlowKey::default(), decision(Mask::EMPTY, &[Action::PopVlan]), birth(3));
+        assert_eq!((flow.last_use(), flow.totals().used), (Instant::from_nanos(77), None));
+        let later = Instant::from_nanos(77) + Duration::from_secs(1);
+        flow.stats(2).add(1, 60, 0, later);
+        assert_eq!((flow.last_use(), flow.totals().used), (later, Some(later)));
+    }
 }

@@ -1,49 +1,108 @@
-//! Long lists of actions that are equal, kept once.
+//! What flows have in common, kept once: masks, lists of actions, effects.
 //!
 //! What a segment on a thousand hypervisors floods is encapsulated a thousand times, and that for every pair of a source
 //! and an unknown destination: 200 KB a flow. Any number of flows may share it, so that no guest can have gigabytes of it
-//! cached.
+//! cached. And all flows of a station teach the same, and what goes to one port with a tag does the same.
 //!
-//! Cost: hashing the list; every [`MOST`] lists one look at all of them.
+//! Cost: hashing the lists; every [`MOST`] lists one look at all of them. The mask of the flow before costs a comparison.
 
+use std::borrow::Borrow;
+use std::hash::Hash;
 use std::sync::Arc;
 
-use hashbrown::HashSet;
+use hashbrown::{HashMap, HashSet};
 
-use crate::action::Action;
+use crate::action::{Action, Effect};
+use crate::flow::{Actions, Birth, Decision, Flow, Parts, Shape};
+use crate::key::FlowKey;
+use crate::mask::Mask;
 
-/// Lists this short are not worth the search.
-const SHORT: usize = 4;
-/// How many lists are remembered.
+/// How many lists of a kind are remembered, and masks.
 const MOST: usize = 4096;
 
-/// The lists in use, as far as they are remembered.
+/// Makes flows that share what is equal. Each poller has one.
 #[derive(Debug, Default)]
-pub struct ActionLists {
-    lists: HashSet<Arc<[Action]>>,
+pub struct Interner {
+    actions: Lists<[Action]>,
+    effects: Lists<Box<[Effect]>>,
+    shapes: HashMap<Mask, Arc<Shape>>,
+    /// That of the flow before: most come one behind the other.
+    last: Option<Arc<Shape>>,
 }
 
-impl ActionLists {
-    /// The list, or one equal to it that others have already.
-    pub fn share(&mut self, list: Arc<[Action]>) -> Arc<[Action]> {
-        if list.len() <= SHORT {
-            return list;
+impl Interner {
+    /// A flow for `key` under `decision`, valid for the generation of its birth (not [`crate::flow::DEAD`]).
+    ///
+    /// # Panics
+    /// Without pollers, or with more than [`crate::flow::MAX_POLLERS`].
+    pub fn flow(&mut self, key: &FlowKey, decision: Decision, birth: Birth) -> Flow {
+        let Decision { actions, mask, effects, depends, rests_on, in_port, cacheable: _ } = decision;
+        let parts = Parts {
+            shape: self.shape(&mask, birth.pollers),
+            actions: self.actions(actions),
+            effects: (!effects.is_empty()).then(|| self.effects.share(effects)),
+            depends,
+            rests_on,
+            in_port,
+        };
+        Flow::assemble(key, parts, birth)
+    }
+
+    fn actions(&mut self, list: Arc<[Action]>) -> Actions {
+        match *list {
+            // Not kept as a list.
+            [ref action] if !matches!(action, Action::Encap(_)) => Actions::new(list),
+            _ => Actions::new(self.actions.share(list)),
         }
-        if let Some(known) = self.lists.get(&*list) {
+    }
+
+    fn shape(&mut self, mask: &Mask, pollers: usize) -> Arc<Shape> {
+        if let Some(last) = self.last.as_ref().filter(|last| last.is_of(mask, pollers)) {
+            return Arc::clone(last);
+        }
+        if self.shapes.len() >= MOST {
+            self.shapes.clear();
+        }
+        let known = self.shapes.get(mask).filter(|shape| shape.is_of(mask, pollers)).cloned();
+        let shape = known.unwrap_or_else(|| {
+            let new = Arc::new(Shape::new(mask, pollers));
+            self.shapes.insert(*mask, Arc::clone(&new));
+            new
+        });
+        self.last = Some(Arc::clone(&shape));
+        shape
+    }
+}
+
+/// The lists in use, as far as they are remembered.
+#[derive(Debug)]
+struct Lists<L: ?Sized>(HashSet<Arc<L>>);
+
+impl<L: ?Sized> Default for Lists<L> {
+    fn default() -> Self {
+        Lists(HashSet::new())
+    }
+}
+
+impl<L: ?Sized + Hash + Eq> Lists<L> {
+    /// The list, or one equal to it that others have already.
+    fn share(&mut self, list: impl Borrow<L> + Into<Arc<L>>) -> Arc<L> {
+        if let Some(known) = self.0.get(list.borrow()) {
             return Arc::clone(known);
         }
-        if self.lists.len() >= MOST {
+        if self.0.len() >= MOST {
             self.forget();
         }
-        self.lists.insert(Arc::clone(&list));
+        let list = list.into();
+        self.0.insert(Arc::clone(&list));
         list
     }
 
     /// Makes room: what nobody uses any more goes; if that is not half, all do, and are shared no further.
     fn forget(&mut self) {
-        self.lists.retain(|list| Arc::strong_count(list) > 1);
-        if self.lists.len() > MOST / 2 {
-            self.lists.clear();
+        self.0.retain(|list| Arc::strong_count(list) > 1);
+        if self.0.len() > MOST / 2 {
+            self.0.clear();
         }
     }
 }
@@ -52,35 +111,51 @@ impl ActionLists {
 mod tests {
     use super::*;
     use crate::id::PortId;
+    use crate::time::Instant;
 
-    fn list(n: u32, len: usize) -> Arc<[Action]> {
-        (0..len).map(|_| Action::Output(PortId(n))).collect()
+    fn list(n: u32) -> Arc<[Action]> {
+        [Action::PopVlan, Action::Output(PortId(n))].into()
+    }
+
+    fn flow(interner: &mut Interner, actions: Arc<[Action]>, pollers: usize) -> Flow {
+        let endpoint = PortId(1);
+        let decision = Decision {
+            actions,
+            mask: Mask::EXACT,
+            effects: Box::new([Effect::Resolve { endpoint, address: [192, 0, 2, 1].into() }]),
+            depends: 0,
+            rests_on: Default::default(),
+            in_port: PortId(0),
+            cacheable: true,
+        };
+        interner.flow(&FlowKey::default(), decision, Birth { generation: 1, pollers, now: Instant::ZERO })
     }
 
     #[test]
-    fn equal_long_lists_are_one_and_short_ones_are_left_alone() {
-        let mut lists = ActionLists::default();
-        let [a, b, other] =
-            [(1, SHORT + 1), (1, SHORT + 1), (2, SHORT + 1)].map(|(n, len)| lists.share(list(n, len)));
-        assert!(Arc::ptr_eq(&a, &b) && !Arc::ptr_eq(&a, &other));
-        let [a, b] = [list(1, SHORT), list(1, SHORT)].map(|list| lists.share(list));
-        assert!(a == b && !Arc::ptr_eq(&a, &b));
+    fn flows_share_what_is_equal_and_nothing_else() {
+        let mut interner = Interner::default();
+        let [a, b, other] = [1, 1, 2].map(|n| flow(&mut interner, list(n), 1));
+        assert!(std::ptr::eq(a.actions(), b.actions()) && a.actions() != other.actions());
+        assert!(std::ptr::eq(a.effects(), b.effects()) && std::ptr::eq(a.mask(), other.mask()));
+        let more = flow(&mut interner, list(1), 2);
+        assert!(!std::ptr::eq(a.mask(), more.mask()), "its counters are for others");
+        more.stats(1).add(1, 1, 0, Instant::ZERO);
     }
 
     #[test]
     fn lists_that_nobody_uses_make_room_for_others() {
-        let mut lists = ActionLists::default();
-        let used = lists.share(list(0, SHORT + 1));
-        (1..=2 * MOST as u32).for_each(|n| drop(lists.share(list(n, SHORT + 1))));
-        assert!(lists.lists.len() <= MOST);
-        assert!(Arc::ptr_eq(&used, &lists.share(list(0, SHORT + 1))));
+        let mut lists = Lists::<[Action]>::default();
+        let used = lists.share(list(0));
+        (1..=2 * MOST as u32).for_each(|n| drop(lists.share(list(n))));
+        assert!(lists.0.len() <= MOST);
+        assert!(Arc::ptr_eq(&used, &lists.share(list(0))));
     }
 
     #[test]
     fn too_many_lists_in_use_are_forgotten_but_stay_whole() {
-        let mut lists = ActionLists::default();
-        let used: Vec<_> = (0..=MOST as u32).map(|n| lists.share(list(n, SHORT + 1))).collect();
-        assert_eq!(lists.lists.len(), 1);
-        assert!(used.iter().enumerate().all(|(n, used)| *used == list(n as u32, SHORT + 1)));
+        let mut lists = Lists::<[Action]>::default();
+        let used: Vec<_> = (0..=MOST as u32).map(|n| lists.share(list(n))).collect();
+        assert_eq!(lists.0.len(), 1);
+        assert!(used.iter().enumerate().all(|(n, used)| *used == list(n as u32)));
     }
 }

@@ -17,6 +17,9 @@ use crate::mask::Mask;
 /// How many 64-bit words a [`FlowKey`] has.
 pub const WORDS: usize = 20;
 
+/// The word from which on there are only tunnel fields.
+pub(crate) const TUNNEL: usize = 15;
+
 /// The header fields of one frame and where it came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct FlowKey(pub(crate) [u64; WORDS]);
@@ -72,15 +75,18 @@ impl FlowKey {
         (finish(sum) >> 32) as u32
     }
 
+    /// The TCP flags that any of these keys has. Those of a frame that is not TCP are zero, as they stand.
+    #[inline]
+    pub fn all_tcp_flags(keys: &[FlowKey]) -> TcpFlags {
+        TcpFlags::from_bits(keys.iter().fold(0, |all, key| all | Field::TcpFlags.get(&key.0)))
+    }
+
     /// Writes what the outer headers said into the tunnel fields.
     #[inline]
     pub fn set_tunnel(&mut self, outer: &TunnelFields) {
-        let flags = if outer.id.is_some() { outer.flags | TunnelFlags::KEY } else { outer.flags };
-        let octets = u64::from(outer.tos) << 56 | u64::from(outer.ttl) << 48 | (flags.to_bits() as u64) << 40;
-        self.0[6] = self.0[6] & 0xff_ffff_ffff | octets;
-        self.0[15] = outer.id.map_or(0, u64::from);
-        let (src, dst) = (outer.src.to_bits(), outer.dst.to_bits());
-        self.0[16..].copy_from_slice(&[(src >> 64) as u64, src as u64, (dst >> 64) as u64, dst as u64]);
+        self.0[6] = self.0[6] & 0xff_ffff_ffff | outer.octets;
+        self.0[TUNNEL] = outer.id;
+        self.0[TUNNEL + 1..].copy_from_slice(&outer.ends);
     }
 
     /// The key with one field changed; the caller keeps it canonical.
@@ -112,20 +118,39 @@ impl FlowKey {
 /// The protocols whose headers begin with two ports.
 const L4_WITH_PORTS: [u64; 3] = [IpProto::TCP.0 as u64, IpProto::UDP.0 as u64, IpProto::SCTP.0 as u64];
 
-/// What the outer headers of a frame say that came out of a tunnel.
+/// What the outer headers of a frame say that came out of a tunnel, as it stands in a key: put together once, in registers,
+/// where they are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct TunnelFields {
-    /// VNI or GRE key; `None` for GRE without a key. Becomes [`TunnelFlags::KEY`] and `tun_id`.
-    pub id: Option<u32>,
-    /// The endpoint that sent the frame.
-    pub src: IpAddr,
-    /// The endpoint that it was sent to.
-    pub dst: IpAddr,
+    octets: u64,
+    id: u64,
+    ends: [u64; 4],
+}
+
+impl TunnelFields {
+    /// From what was read: `id` is the VNI or GRE key, `None` for GRE without a key, and becomes
+    /// [`TunnelFlags::KEY`] and `tun_id`; `ends` are the endpoint that sent the frame and that which it was sent to, with IPv4
+    /// addresses as `::ffff:a.b.c.d`.
+    #[inline(always)]
+    pub fn new(id: Option<u32>, ends: [Ipv6Addr; 2], hop: Hop) -> Self {
+        let flags = if id.is_some() { hop.flags | TunnelFlags::KEY } else { hop.flags };
+        let [src, dst] = ends.map(Ipv6Addr::to_bits);
+        TunnelFields {
+            octets: u64::from(hop.tos) << 56 | u64::from(hop.ttl) << 48 | (flags.to_bits() as u64) << 40,
+            id: id.map_or(0, u64::from),
+            ends: [(src >> 64) as u64, src as u64, (dst >> 64) as u64, dst as u64],
+        }
+    }
+}
+
+/// The rest of what outer headers say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Hop {
     /// DSCP and ECN.
     pub tos: u8,
     /// Time to live.
     pub ttl: u8,
-    /// The other flags.
+    /// All flags but [`TunnelFlags::KEY`].
     pub flags: TunnelFlags,
 }
 
@@ -327,30 +352,23 @@ mod tests {
     #[test]
     fn a_tunnel_is_written_into_its_fields_only() {
         let before = filled(EtherType::MPLS, IpProto::default(), &[u128::MAX; Field::ALL.len()]);
-        let mut outer = TunnelFields {
-            id: Some(0),
-            src: "2001:db8::1".parse().unwrap(),
-            dst: [192, 0, 2, 1].into(),
-            tos: 0xb9,
-            ttl: 63,
-            flags: TunnelFlags::DF,
+        let (src, dst) = ("2001:db8::1".parse().unwrap(), Ipv4Addr::new(192, 0, 2, 1));
+        let hop = Hop { tos: 0xb9, ttl: 63, flags: TunnelFlags::DF };
+        let with = |id| {
+            let mut key = before;
+            key.set_tunnel(&TunnelFields::new(id, [src, dst.to_ipv6_mapped()], hop));
+            key
         };
-        let mut key = before;
-        key.set_tunnel(&outer);
         let expected = before
             .with(Field::TunId, 0u64)
-            .with(Field::TunSrc, outer.src)
-            .with(Field::TunDst, outer.dst)
-            .with(Field::TunTos, outer.tos)
-            .with(Field::TunTtl, outer.ttl)
+            .with(Field::TunSrc, src)
+            .with(Field::TunDst, IpAddr::V4(dst))
+            .with(Field::TunTos, hop.tos)
+            .with(Field::TunTtl, hop.ttl)
             .with(Field::TunFlags, TunnelFlags::DF | TunnelFlags::KEY);
-        assert_eq!(key, expected);
-        outer.id = None;
-        key.set_tunnel(&outer);
-        assert_eq!(key, expected.with(Field::TunFlags, TunnelFlags::DF), "no key is not key 0");
-        outer.id = Some(u32::MAX);
-        key.set_tunnel(&outer);
-        assert_eq!(key.tun_id(), u32::MAX.into());
+        assert_eq!(with(Some(0)), expected);
+        assert_eq!(with(None), expected.with(Field::TunFlags, TunnelFlags::DF), "no key is not key 0");
+        assert_eq!(with(Some(u32::MAX)).tun_id(), u32::MAX.into());
     }
 
     #[test]

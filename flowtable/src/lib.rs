@@ -2,15 +2,18 @@
 
 pub mod action;
 mod aged;
+mod blocks;
 pub mod epoch;
 pub mod exact;
 pub mod extract;
 pub mod fdb;
 pub mod field;
 pub mod flow;
+pub mod grounds;
 pub mod id;
 pub mod intern;
 pub mod key;
+pub mod keys;
 pub mod lpm;
 pub mod mask;
 pub mod mcast;

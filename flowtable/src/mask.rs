@@ -193,7 +193,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::key::TunnelFields;
+    use crate::key::{Hop, TunnelFields};
 
     fn mask() -> impl Strategy<Value = Mask> {
         proptest::array::uniform20(prop_oneof![Just(0), any::<u64>()]).prop_map(Mask)
@@ -278,10 +278,10 @@ mod tests {
     }
 
     /// A frame that came out of a tunnel.
-    fn decapped(id: Option<u32>, dst: IpAddr) -> FlowKey {
+    fn decapped(id: Option<u32>, dst: Ipv6Addr) -> FlowKey {
         let mut key = udp();
         let flags = TunnelFlags::NONE;
-        key.set_tunnel(&TunnelFields { id, src: [192, 0, 2, 9].into(), dst, tos: 0xb9, ttl: 64, flags });
+        key.set_tunnel(&TunnelFields::new(id, [dst; 2], Hop { tos: 0xb9, ttl: 64, flags }));
         key
     }
 
@@ -292,7 +292,7 @@ mod tests {
             look(&mut probe);
             probe.mask().bits()
         };
-        let (v4, v6) = (IpAddr::from([192, 0, 2, 1]), "2001:db8::1".parse().unwrap());
+        let (v4, v6) = (Ipv4Addr::new(192, 0, 2, 1).to_ipv6_mapped(), "2001:db8::1".parse().unwrap());
         assert_eq!(bits(&decapped(Some(0), v6), &|p| assert!(p.is_decapped())), 1);
         assert_eq!(bits(&udp(), &|p| assert!(!p.is_decapped())), 128);
         assert_eq!(bits(&decapped(Some(0), v4), &|p| assert_eq!(p.tun_key(), Some(0))), 65);
@@ -305,7 +305,7 @@ mod tests {
         };
         assert_eq!(
             mask(&decapped(None, v4)),
-            mask(&decapped(None, [10, 0, 0, 1].into())),
+            mask(&decapped(None, Ipv4Addr::new(10, 0, 0, 1).to_ipv6_mapped())),
             "one mask for IPv4"
         );
     }

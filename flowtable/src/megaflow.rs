@@ -33,13 +33,13 @@ use std::sync::Arc;
 use hashbrown::HashMap;
 
 use crate::epoch::{Epoch, Limbo};
-use crate::flow::Flow;
+use crate::flow::{Flow, FlowRef};
 use crate::id::PortId;
+use crate::key::FlowKey;
 use crate::mask::Mask;
 use crate::sync::{AtomicPtr, AtomicU64, AtomicUsize, Mutex, MutexGuard, Ordering};
 
 pub use reader::{Cursor, Reader};
-pub use subtable::FlowRef;
 use subtable::{Crowded, Garbage, Subtable, Unlinked};
 
 /// Flows looked at to find a victim. With 16, the chance to miss all of a port that holds a fifth of the
@@ -67,9 +67,9 @@ pub enum Inserted {
     /// It is in the table.
     Installed,
     /// It is in the table, in the place of one with the same mask and masked key, which is dead now.
-    Replaced(Arc<Flow>),
+    Replaced(Flow),
     /// It is in the table, which was full: this one, of a port that held more, is dead now.
-    Evicted(Arc<Flow>),
+    Evicted(Flow),
     /// Not inserted: somebody else is writing.
     Busy,
     /// Not inserted: the table is full, and no port that was looked at holds more than this flow's. (Or as
@@ -125,6 +125,8 @@ pub struct Megaflows {
 struct State {
     limbo: Limbo<Garbage>,
     slot_of: HashMap<Mask, usize>,
+    /// The slot that was looked for last.
+    last: usize,
     /// Flows per port, by [`PortId`].
     held: Vec<usize>,
     random: u64,
@@ -156,7 +158,13 @@ impl Megaflows {
     pub fn new(limits: Limits) -> Self {
         let epoch = Epoch::new();
         let limbo = Limbo::new(Arc::clone(&epoch));
-        let state = State { limbo, slot_of: HashMap::new(), held: Vec::new(), random: 0x9e37_79b9_7f4a_7c15 };
+        let state = State {
+            limbo,
+            slot_of: HashMap::new(),
+            last: 0,
+            held: Vec::new(),
+            random: 0x9e37_79b9_7f4a_7c15,
+        };
         Megaflows {
             limits,
             slots: (0..limits.masks).map(|_| AtomicPtr::default()).collect(),
@@ -178,7 +186,7 @@ impl Megaflows {
     }
 
     /// Inserts, unless somebody else is writing. Never waits.
-    pub fn insert(&self, flow: Arc<Flow>) -> Inserted {
+    pub fn insert(&self, flow: Flow) -> Inserted {
         let Some(mut writer) = self.try_lock() else { return Inserted::Busy };
         let inserted = writer.insert(flow);
         writer.reclaim(RECLAIM);
@@ -224,7 +232,7 @@ impl Megaflows {
     }
 
     /// Every flow, for a dump. Does not disturb the writer; what comes or goes meanwhile may be in it or not.
-    pub fn snapshot(self: &Arc<Self>) -> Vec<Arc<Flow>> {
+    pub fn snapshot(self: &Arc<Self>) -> Vec<Flow> {
         let mut reader = self.reader();
         let mut flows = Vec::with_capacity(self.len());
         let mut next = Some(Cursor::default());
@@ -297,15 +305,17 @@ pub struct Writer<'t> {
 
 impl<'t> Writer<'t> {
     /// Inserts a flow; never [`Inserted::Busy`].
-    pub fn insert(&mut self, flow: Arc<Flow>) -> Inserted {
+    pub fn insert(&mut self, flow: Flow) -> Inserted {
         if self.state.limbo.len() >= self.table.limits.flows + LIMBO {
             return self.full(); // some reader holds on to what was removed: do not add to it
         }
-        let slot = self.state.slot_of.get(&flow.decision.mask).copied();
-        if let Some(old) = slot.and_then(|slot| self.subtable(slot)?.replace(&flow, &mut self.state.limbo)) {
+        let (key, slot) = (flow.key(), self.slot_of(flow.mask()));
+        if let Some(old) =
+            slot.and_then(|slot| self.subtable(slot)?.replace((&flow, &key), &mut self.state.limbo))
+        {
             old.kill();
-            self.state.held[old.in_port.index()] -= 1;
-            self.state.count(flow.in_port);
+            self.state.held[old.in_port().index()] -= 1;
+            self.state.count(flow.in_port());
             return Inserted::Replaced(old);
         }
         if slot.is_none() && self.table.masks() >= self.table.limits.masks {
@@ -313,21 +323,21 @@ impl<'t> Writer<'t> {
             return Inserted::MaskLimit;
         }
         if self.table.len() < self.table.limits.flows {
-            return self.add(flow).map_or_else(|Crowded| self.full(), |()| Inserted::Installed);
+            return self.add(flow, &key).map_or_else(|Crowded| self.full(), |()| Inserted::Installed);
         }
-        let Some(old) = self.evict(flow.in_port) else { return self.full() };
-        self.add(flow).map_or_else(|Crowded| self.full(), |()| Inserted::Evicted(old))
+        let Some(old) = self.evict(flow.in_port()) else { return self.full() };
+        self.add(flow, &key).map_or_else(|Crowded| self.full(), |()| Inserted::Evicted(old))
     }
 
     /// Kills and removes a flow; never [`Removed::Busy`].
     pub fn remove(&mut self, flow: &Flow) -> Removed {
         flow.kill();
-        let Some(&slot) = self.state.slot_of.get(&flow.decision.mask) else { return Removed::Absent };
+        let Some(slot) = self.slot_of(flow.mask()) else { return Removed::Absent };
         let subtable = self.subtable(slot).expect("a known slot is taken");
         if subtable.take(flow, &mut self.state.limbo).is_none() {
             return Removed::Absent;
         }
-        self.state.held[flow.in_port.index()] -= 1;
+        self.state.held[flow.in_port().index()] -= 1;
         self.table.len.fetch_sub(1, Ordering::Relaxed);
         if subtable.len() == 0 {
             self.detach(slot);
@@ -369,15 +379,26 @@ impl<'t> Writer<'t> {
         Inserted::Full
     }
 
-    /// Adds a flow whose masked key is not in the table.
-    fn add(&mut self, flow: Arc<Flow>) -> Result<(), Crowded> {
-        let in_port = flow.in_port;
-        match self.state.slot_of.get(&flow.decision.mask) {
-            Some(&slot) => {
+    /// The slot of the subtable of this mask. Most come one behind the other: then it is a comparison.
+    fn slot_of(&mut self, mask: &Mask) -> Option<usize> {
+        let last = self.state.last;
+        if self.subtable(last).is_some_and(|subtable| subtable.mask() == mask) {
+            return Some(last);
+        }
+        let slot = self.state.slot_of.get(mask).copied()?;
+        self.state.last = slot;
+        Some(slot)
+    }
+
+    /// Adds a flow whose masked key, which this is, is not in the table.
+    fn add(&mut self, flow: Flow, key: &FlowKey) -> Result<(), Crowded> {
+        let in_port = flow.in_port();
+        match self.slot_of(flow.mask()) {
+            Some(slot) => {
                 let subtable = self.subtable(slot).expect("a known slot is taken");
-                subtable.add(flow, &mut self.state.limbo)?;
+                subtable.add((flow, key), &mut self.state.limbo)?;
             }
-            None => self.attach(flow)?,
+            None => self.attach(flow, key)?,
         }
         self.state.count(in_port);
         self.table.len.fetch_add(1, Ordering::Relaxed);
@@ -385,10 +406,10 @@ impl<'t> Writer<'t> {
     }
 
     /// Makes a subtable for the first flow of a mask.
-    fn attach(&mut self, flow: Arc<Flow>) -> Result<(), Crowded> {
-        let mask = flow.decision.mask;
+    fn attach(&mut self, flow: Flow, key: &FlowKey) -> Result<(), Crowded> {
+        let mask = *flow.mask();
         let subtable = Subtable::new(&mask);
-        subtable.add(flow, &mut self.state.limbo)?;
+        subtable.add((flow, key), &mut self.state.limbo)?;
         let free = self.table.slots.iter().position(|slot| slot.load(Ordering::Relaxed).is_null());
         let slot = free.expect("there are as many slots as masks allowed");
         self.table.slots[slot].store(Box::into_raw(subtable), Ordering::Release); // the flow before the link
@@ -401,7 +422,7 @@ impl<'t> Writer<'t> {
     /// Unlinks an empty subtable.
     fn detach(&mut self, slot: usize) {
         let subtable = self.subtable(slot).expect("a known slot is taken");
-        self.state.slot_of.remove(&subtable.mask);
+        self.state.slot_of.remove(subtable.mask());
         let unlinked = self.table.slots[slot].swap(std::ptr::null_mut(), Ordering::AcqRel);
         // SAFETY: only `attach` sets the link, from a box, and it has just been cut.
         let unlinked = unsafe { Unlinked::new(unlinked) };
@@ -412,18 +433,17 @@ impl<'t> Writer<'t> {
 
     /// Removes a flow of a port that holds more than `port` does: of the flows looked at, one of the biggest
     /// holder's, the one longest unused.
-    fn evict(&mut self, port: PortId) -> Option<Arc<Flow>> {
+    fn evict(&mut self, port: PortId) -> Option<Flow> {
         let held = self.state.held(port);
         if self.state.held.iter().all(|other| *other <= held) {
             return None;
         }
         let draws: [u64; DRAWS] = std::array::from_fn(|_| self.state.draw());
-        let last_use = |flow: &Flow| flow.totals().used.unwrap_or(flow.created);
         let victim = draws
             .iter()
             .filter_map(|random| self.pick(*random))
-            .filter(|flow| self.state.held(flow.in_port) > held)
-            .max_by_key(|flow| (self.state.held(flow.in_port), Reverse(last_use(flow))))?
+            .filter(|flow| self.state.held(flow.in_port()) > held)
+            .max_by_key(|flow| (self.state.held(flow.in_port()), Reverse(flow.last_use())))?
             .share();
         self.remove(&victim);
         self.table.evicted.fetch_add(1, Ordering::Relaxed);

@@ -29,6 +29,12 @@ impl Places {
         self.0 &= !(1 << place);
     }
 
+    /// Those that are not in `others`.
+    #[inline]
+    pub fn without(self, others: Places) -> Places {
+        Places(self.0 & !others.0)
+    }
+
     /// Is this place, below [`Places::MAX`], in the set?
     #[inline]
     pub fn contains(self, place: usize) -> bool {
@@ -74,5 +80,6 @@ mod tests {
         assert!(places.eq([0, 3, 31]) && places.contains(31) && !places.contains(30));
         places.remove(3);
         assert_eq!((places.len(), places.is_empty(), Places::NONE.is_empty()), (2, false, true));
+        assert!(Places::first(4).without(places).eq([1, 2, 3]));
     }
 }

@@ -1,13 +1,17 @@
 //! Extraction against a slow one that etherparse does the parsing for.
 
+use std::net::Ipv6Addr;
+
 use encap::field::{EtherType, IpProto, MacAddr};
 use encap::offsets::{Fragment, Malformed};
 use etherparse::{ArpPacketSlice, LaxLinkExtSlice, LaxNetSlice, LaxSlicedPacket, LinkSlice};
 use flowtable::extract::extract;
-use flowtable::field::{Field, VlanTci};
+use flowtable::field::{Field, TunnelFlags, VlanTci};
 use flowtable::id::PortId;
-use flowtable::key::FlowKey;
+use flowtable::key::{FlowKey, Hop, TunnelFields};
+use flowtable::keys::Keys;
 use flowtable::mask::Mask;
+use flowtable::places::Places;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -244,7 +248,47 @@ proptest! {
         spoils.iter().for_each(|(at, octet)| *at.get_mut(&mut frame) = *octet);
         let key = extract(&frame, PORT).unwrap();
         prop_assert_eq!(key.masked(&Mask::of_fields(&key)), key, "bits outside the fields it has");
+        prop_assert_eq!(FlowKey::all_tcp_flags(&[key]), key.tcp_flags());
         prop_assert_eq!(extract(&frame, PORT), Ok(key));
+    }
+}
+
+/// A frame, perhaps cut, padded, or with octets that lie.
+fn hostile() -> impl Strategy<Value = Vec<u8>> {
+    let spoils = vec((any::<prop::sample::Index>(), any::<u8>()), 0..4);
+    let cut = prop::option::weighted(0.3, any::<prop::sample::Index>());
+    (frame(), spoils, vec(any::<u8>(), 0..30), cut).prop_map(|(mut frame, spoils, padding, cut)| {
+        // Most lies are told in the first headers.
+        let start = frame.len().min(40);
+        spoils.iter().for_each(|(at, octet)| *at.get_mut(&mut frame[..start]) = *octet);
+        frame.extend(padding);
+        frame.truncate(cut.map_or(frame.len(), |cut| cut.index(frame.len())));
+        frame
+    })
+}
+
+proptest! {
+    #[test]
+    fn the_keys_of_a_batch_are_those_of_its_frames(
+        batches in vec((vec(hostile(), 0..40), prop::option::of(any::<[u8; 16]>())), 1..5)
+    ) {
+        let mut keys = Keys::default();
+        for (frames, tunnel) in batches {
+            let sound = keys.extract(frames.iter().map(|frame| &frame[..]), PORT);
+            let hop = Hop { tos: 3, ttl: 9, flags: TunnelFlags::DF };
+            let outer = tunnel.map(|ip| TunnelFields::new(Some(7), [ip, [9; 16]].map(Ipv6Addr::from), hop));
+            keys.set_tunnels(outer.iter().cycle().map(|outer| (PortId(77), outer)));
+            prop_assert_eq!(keys.len(), frames.len().min(Places::MAX));
+            for (place, frame) in frames.iter().enumerate().take(Places::MAX) {
+                let expected = extract(frame, PORT).ok().map(|key| outer.map_or(key, |outer| {
+                    let mut key = key.with(Field::InPort, PortId(77));
+                    key.set_tunnel(&outer);
+                    key
+                }));
+                prop_assert_eq!(sound.contains(place), expected.is_some());
+                prop_assert_eq!(sound.contains(place).then(|| keys[place]), expected);
+            }
+        }
     }
 }
 

@@ -320,9 +320,9 @@ impl Rack {
     }
 
     /// The cached flows of a port.
-    pub fn flows(&self, port: &str) -> Vec<Arc<Flow>> {
+    pub fn flows(&self, port: &str) -> Vec<Flow> {
         let port = self.id(port);
-        self.switch.flows().into_iter().filter(|flow| flow.in_port == port).collect()
+        self.switch.flows().into_iter().filter(|flow| flow.in_port() == port).collect()
     }
 
     /// What the bridge learned, at this time.

@@ -1,6 +1,5 @@
 //! The flow cache seen from outside: how wide its entries are, how many there may be, and who pays for them.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use dataplane::poller::Caches;
@@ -66,7 +65,7 @@ fn connections_between_two_hosts_are_two_megaflows() {
     assert_eq!(count(&rack, |c| c.upcalls.get()) - before, 2);
     assert!(flows.iter().all(|flow| flow.totals().frames == u64::from(CONNECTIONS)), "{rack:?}");
     // So a million connections are two megaflows as well: no decision looked at anything but these fields.
-    let text = |flow: &Arc<Flow>| print(&flow.key, &flow.decision.mask, &|_| None);
+    let text = |flow: &Flow| print(&flow.key(), flow.mask(), &|_| None);
     let mut texts: Vec<String> = flows.iter().map(text).collect();
     texts.sort();
     let there = "in_port=0,vlan_tci=0x0000/0x1000,dl_src=02:00:00:00:00:01,dl_dst=02:00:00:00:00:02";

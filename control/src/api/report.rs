@@ -3,6 +3,7 @@
 //! Names are the output's contract: a field is added, never renamed. Counters are since the port, flow or
 //! poller came to be.
 
+mod poller;
 mod underlay;
 mod vhost;
 
@@ -10,6 +11,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+pub use poller::*;
 pub use underlay::*;
 pub use vhost::*;
 
@@ -352,40 +354,6 @@ pub struct TraceReport {
     pub megaflow: String,
     /// What would happen to the frame.
     pub actions: String,
-}
-
-/// One receive queue.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct QueueReport {
-    /// The port's name.
-    pub port: String,
-    /// From 0.
-    pub queue: u16,
-}
-
-/// One poller.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct PollerReport {
-    /// The core it is pinned to.
-    pub core: usize,
-    /// What it polls.
-    pub queues: Vec<QueueReport>,
-    /// Batches with at least one frame.
-    pub batches: u64,
-    /// Frames received.
-    pub frames: u64,
-    /// TSC cycles in turns that moved frames.
-    pub busy_cycles: u64,
-    /// TSC cycles in turns that did not.
-    pub idle_cycles: u64,
-    /// `busy_cycles / frames`.
-    pub busy_cycles_per_frame: Option<f64>,
-    /// Frames that the exact-match cache knew.
-    pub exact_hits: u64,
-    /// Frames that a megaflow covered.
-    pub megaflow_hits: u64,
-    /// Frames that were translated.
-    pub upcalls: u64,
 }
 
 /// Frames dropped for one reason on one port.

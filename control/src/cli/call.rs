@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use serde_json::{Value, from_value};
+use serde_json::{Value, from_value, to_value};
 
 use super::{Ask, BridgeVerb, FlowVerb, MdbVerb, PollerVerb, PortVerb, overlay};
-use crate::api::report::{ApplyReport, Flushed, LogReport, PortReport};
+use crate::api::report::{ApplyReport, Flushed, LogReport, PollerReport, PortReport};
 use crate::render;
 
 pub(super) type Render = fn(Value) -> serde_json::Result<String>;
@@ -49,7 +49,12 @@ pub(super) fn of(ask: &Ask) -> Result<Call, String> {
         Ask::Mdb(MdbVerb::Show { bridge }) => list("sluice/mdb/show", |v| rows(v, render::mdb), bridge),
         Ask::Trace { bridge, flow, learn } => call("sluice/trace", [bridge, flow], |v| one(v, render::trace))
             .with(&learn.then(|| "learn".to_owned())),
-        Ask::Poller(PollerVerb::Show) => call("sluice/poller/show", [], |v| rows(v, render::pollers)),
+        Ask::Poller(PollerVerb::Show { perf: false, .. }) => {
+            call("sluice/poller/show", [], |v| rows(v, render::pollers))
+        }
+        Ask::Poller(PollerVerb::Show { perf: true, .. }) => {
+            call("sluice/poller/show", [], |v| rows(v, render::perf))
+        }
         Ask::Poller(PollerVerb::Place { port, queue, core }) => {
             call("sluice/poller/place", [port, &queue.to_string(), &core.to_string()], silent)
         }
@@ -58,6 +63,14 @@ pub(super) fn of(ask: &Ask) -> Result<Call, String> {
         Ask::Ledger => call("sluice/ledger", [], |v| one(v, render::ledger)),
         Ask::Log { level } => list("sluice/log", |v| Ok(from_value::<LogReport>(v)?.level + "\n"), level),
     })
+}
+
+/// What happened between two answers about pollers.
+pub(super) fn between(before: &Value, after: &Value) -> serde_json::Result<Value> {
+    let (before, after) =
+        (Vec::<PollerReport>::deserialize(before)?, Vec::<PollerReport>::deserialize(after)?);
+    let pairs = after.iter().zip(&before);
+    to_value(pairs.map(|(now, then)| now.since(then)).collect::<Vec<_>>())
 }
 
 pub(super) fn list(method: &'static str, render: Render, filter: &Option<String>) -> Call {

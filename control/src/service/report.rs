@@ -179,15 +179,15 @@ impl Service {
         let report = |flow: &Flow| {
             let totals = flow.totals();
             FlowReport {
-                matches: text::print(&flow.key, &flow.decision.mask, &names),
-                actions: text::print_actions(&flow.decision.actions, &names),
+                matches: text::print(&flow.key(), flow.mask(), &names),
+                actions: text::print_actions(flow.actions(), &names),
                 frames: totals.frames,
                 bytes: totals.bytes,
                 used_s: totals.used.map(|used| now.since(used).as_secs_f64()),
             }
         };
         let flows = self.switch.flows();
-        let reports = flows.iter().map(|flow| report(flow));
+        let reports = flows.iter().map(report);
         reports.filter(|f| f.matches.contains(filter) || f.actions.contains(filter)).collect()
     }
 
@@ -272,32 +272,6 @@ impl Service {
             return Err(format!("frames come in by a tunnel port from behind outer headers; {cure}"));
         }
         Ok(key.with(Field::InPort, listener))
-    }
-
-    /// The pollers.
-    pub fn poller_reports(&self) -> Vec<PollerReport> {
-        let names = self.names();
-        let report = |p: dataplane::switch::PollerReport| {
-            let c = &p.counters;
-            let (frames, busy_cycles) = (c.frames.get(), c.busy_cycles.get());
-            let queue = |(port, queue): &(PortId, u16)| {
-                let port = names.get(port).map_or_else(|| port.to_string(), |name| name.to_string());
-                QueueReport { port, queue: *queue }
-            };
-            PollerReport {
-                core: p.core,
-                queues: p.queues.iter().map(queue).collect(),
-                batches: c.batches.get(),
-                frames,
-                busy_cycles,
-                idle_cycles: c.idle_cycles.get(),
-                busy_cycles_per_frame: (frames > 0).then(|| busy_cycles as f64 / frames as f64),
-                exact_hits: c.exact_hits.get(),
-                megaflow_hits: c.megaflow_hits.get(),
-                upcalls: c.upcalls.get(),
-            }
-        };
-        self.switch.pollers().into_iter().map(report).collect()
     }
 
     /// Dropped frames by port and reason; those that no port of today answers for come last, as of port `-`.

@@ -13,9 +13,11 @@ use encap::{gso, too_big};
 use flowtable::action::{Complaint, DropReason, Encap};
 use flowtable::id::PortId;
 use flowtable::key::FlowKey;
+use flowtable::keys::Keys;
 
-use super::{Origin, edit, pop, push};
-use crate::batch::{Batch, Keys, extract_each};
+use super::{Origin, edit, edit_next, pop, push};
+use crate::batch::{Batch, extract_each};
+use crate::departure::{Departure, Way};
 use crate::frame::Frame;
 use crate::offload;
 use crate::wires::Wires;
@@ -30,9 +32,30 @@ pub fn send(way: &Encap, origin: Origin<'_>, frames: &mut Batch, wires: &mut Wir
     }
 }
 
+/// Sends the next frames of a batch into a tunnel.
+#[inline]
+pub fn send_next(way: &Encap, origin: Origin<'_>, departure: &mut Departure<'_>, wires: &mut Wires) {
+    let n = origin.keys.len();
+    if !departure.run(n).iter().all(|frame| fits(way, frame)) {
+        return send(way, origin, &mut departure.take(n, wires), wires);
+    }
+    let (mut count, mut bytes) = (0, 0);
+    let route = (origin, Way::Out(way.output));
+    edit_next(route, departure, wires, |frame, key, _| {
+        let len = frame.len() as u64;
+        frame.entropy = key.flow_hash() as u16;
+        dress(way, frame).ok_or(DropReason::Unsupported)?;
+        (count, bytes) = (count + 1, bytes + len);
+        Ok(())
+    });
+    let counters = wires.counters(way.tunnel);
+    counters.encapped_frames.add(count);
+    counters.encapped_bytes.add(bytes);
+}
+
 /// Writes down what stands for each frame's flow.
 fn mark(frames: &mut Batch, keys: &[FlowKey]) {
-    let mut fresh = Keys::new();
+    let mut fresh = Keys::default();
     let keys = match frames.len() == keys.len() {
         true => keys,
         // Some were dropped on their way here, so places say nothing.

@@ -15,7 +15,7 @@ use etherparse::PacketBuilder;
 use flowtable::action::{Complaint, Encap};
 use flowtable::extract::extract;
 use flowtable::field::TunnelFlags;
-use flowtable::key::TunnelFields;
+use flowtable::key::{Hop, TunnelFields};
 use flowtable::time::Instant;
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -192,6 +192,14 @@ fn outers() -> impl Iterator<Item = Outer> {
     TunnelKind::ALL.into_iter().map(outer).flat_map(both).flat_map(sums)
 }
 
+/// As it stands in a key.
+fn mapped(ip: IpAddr) -> Ipv6Addr {
+    match ip {
+        IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+        IpAddr::V6(ip) => ip,
+    }
+}
+
 #[test]
 fn in_and_out_of_every_tunnel() {
     for outer in outers() {
@@ -208,7 +216,11 @@ fn in_and_out_of_every_tunnel() {
             let inner = lab.inner();
             let flag = |set, flag| if set { flag } else { TunnelFlags::NONE };
             let flags = flag(outer.src.is_ipv4(), TunnelFlags::DF) | flag(outer.csum, TunnelFlags::CSUM);
-            let said = TunnelFields { id: Some(7), src: outer.src, dst: outer.dst, tos: 0, ttl: 64, flags };
+            let said = TunnelFields::new(
+                Some(7),
+                [outer.src, outer.dst].map(mapped),
+                Hop { tos: 0, ttl: 64, flags },
+            );
             assert_eq!(inner, [(Delivered { bytes: frame.clone(), offload: Offload::NONE }, said)]);
         }
         let bytes = frames.iter().map(|frame| frame.len() as u64).sum();
@@ -233,6 +245,20 @@ fn several_ways_out_get_a_copy_each() {
     assert_eq!(lab.out(OUT[1]).len(), 2);
     assert_eq!(lab.created(), 4);
     lab.audit();
+}
+
+#[test]
+fn a_frame_that_cannot_be_changed_leaves_the_others_in_their_places() {
+    let tagged = |n: u8| [&udp(&[n])[..12], &[0x81, 0, 0, 7], &udp(&[n])[12..]].concat();
+    for change in [Action::PopVlan, Action::SetVid(VlanId::new(9).unwrap())] {
+        let mut lab = Lab::new();
+        let frames = [tagged(0), udp(b"no tag"), tagged(1), tagged(2), udp(b"nor here")];
+        let frames: Vec<_> = frames.iter().map(|frame| (&frame[..], Offload::NONE)).collect();
+        lab.run(&[change, Action::Output(OUT[0])], &frames);
+        assert!(lab.out(OUT[0]).iter().map(|sent| sent.bytes.last().copied()).eq([0, 1, 2].map(Some)));
+        assert_eq!(lab.stats(IN).dropped(DropReason::Unsupported), 2);
+        lab.audit();
+    }
 }
 
 #[test]

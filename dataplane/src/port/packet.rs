@@ -3,7 +3,8 @@
 //! `PACKET_VNET_HDR` keeps the checksum and segmentation work of frames from the same machine (veth, bridges)
 //! as it is, and lets the kernel do what we leave to it, with the device's offloads or in software. The VLAN
 //! tag that the kernel moves out of each frame it receives is put back. Up to 32 frames cross per system
-//! call; each costs one copy, a GSO frame two on receive.
+//! call; each costs one copy. Where GSO frames came lately, ends of frames are received where they are to stay, in big
+//! frames, and fewer at a time; the first of them costs a second copy.
 //!
 //! Two things to know:
 //!
@@ -28,7 +29,7 @@ use super::overflow::{self, Overflow};
 use super::sockopt::Failure;
 use super::{Counters, Offloads, Port, PortError, Readiness, Sent, vnet};
 use crate::batch::Batch;
-use crate::frame::{Frame, FrameCache};
+use crate::frame::{Frame, FrameCache, HEADROOM, SMALL};
 
 mod socket;
 #[cfg(test)]
@@ -36,6 +37,10 @@ mod tests;
 
 /// The most queues of one device: sockets that share its traffic (`PACKET_FANOUT_MAX` of old kernels).
 pub const QUEUES_MAX: u16 = 256;
+
+/// How many frames are received at a time where they are long: half a megabyte of them, which is sent again before it
+/// leaves a core's cache. The stock of big frames that a thread keeps is as large.
+const LONG_BATCH: usize = 8;
 
 /// The device cannot be used.
 #[derive(Debug, Error)]
@@ -102,8 +107,18 @@ pub fn open(name: &str, queues: u16) -> Result<Vec<PacketPort>, PacketError> {
     }
     sockets.iter().try_for_each(socket::unmute).map_err(refused)?;
     let offloads = Offloads { csum: true, tso: true, uso: socket::takes_udp_gso() };
-    let port = |socket| PacketPort { socket, offloads, counters: Counters::default() };
+    let port =
+        |socket| PacketPort { socket, offloads, expects: Expects::Short, counters: Counters::default() };
     Ok(sockets.into_iter().map(port).collect())
+}
+
+/// What came last, and so will come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Expects {
+    /// Frames that small ones have room for.
+    Short,
+    /// Others, too.
+    Long,
 }
 
 /// One socket on a network device.
@@ -111,18 +126,60 @@ pub fn open(name: &str, queues: u16) -> Result<Vec<PacketPort>, PacketError> {
 pub struct PacketPort {
     socket: OwnedFd,
     offloads: Offloads,
+    expects: Expects,
     counters: Counters,
 }
 
 impl PacketPort {
-    /// Makes a frame of what has arrived in `small`. `None`: it had to be dropped, and is counted.
-    fn accept(
-        &mut self,
-        small: Frame,
-        (arrival, rest): (&Arrival, &[u8]),
-        frames: &mut FrameCache,
-    ) -> Option<Frame> {
-        let mut frame = overflow::join(small, arrival.len, rest, frames);
+    /// Receives by frames whose ends land in the thread's overflow.
+    fn receive_short(&mut self, frames: &mut FrameCache, batch: &mut Batch) -> Result<(), Errno> {
+        let mut small = allot(frames, batch.remaining_capacity());
+        Overflow::with(|overflow| {
+            let received = socket::receive(&self.socket, &mut small, overflow.parts_mut());
+            let arrivals = received.as_deref().unwrap_or_default();
+            self.expect(arrivals);
+            let unused = small.drain(arrivals.len()..);
+            unused.for_each(|frame| frames.free(frame));
+            for (place, (frame, arrival)) in small.drain(..).zip(arrivals).enumerate() {
+                let frame = overflow::join(frame, arrival.len, overflow.of(place), frames);
+                batch.extend(self.accept(frame, arrival, frames));
+            }
+            received.map(drop)
+        })
+    }
+
+    /// Receives by frames whose ends land in big ones.
+    fn receive_long(&mut self, frames: &mut FrameCache, batch: &mut Batch) -> Result<(), Errno> {
+        let room = batch.remaining_capacity().min(LONG_BATCH);
+        let mut big: Batch = (0..room).map_while(|_| frames.alloc_big()).collect();
+        if big.is_empty() && room != 0 {
+            return self.receive_short(frames, batch);
+        }
+        let mut small = allot(frames, big.len());
+        let split = SMALL - HEADROOM;
+        let tails = big.iter_mut().map(|frame| &mut frame.room_mut()[split..]);
+        let received = socket::receive(&self.socket, &mut small, tails);
+        let arrivals = received.as_deref().unwrap_or_default();
+        self.expect(arrivals);
+        // The other way round: the frame that was taken first, and is in the cache, is taken first again.
+        let unused = big.drain(arrivals.len()..).rev().chain(small.drain(arrivals.len()..));
+        unused.for_each(|frame| frames.free(frame));
+        for ((small, big), arrival) in small.drain(..).zip(big.drain(..)).zip(arrivals) {
+            let frame = overflow::unite(small, arrival.len, big, frames);
+            batch.extend(self.accept(frame, arrival, frames));
+        }
+        received.map(drop)
+    }
+
+    fn expect(&mut self, arrivals: &[Arrival]) {
+        if let [_, ..] = arrivals {
+            let is_long = arrivals.iter().any(|arrival| arrival.len > SMALL - HEADROOM);
+            self.expects = if is_long { Expects::Long } else { Expects::Short };
+        }
+    }
+
+    /// Finishes a frame that has arrived. `None`: it had to be dropped, and is counted.
+    fn accept(&mut self, mut frame: Frame, arrival: &Arrival, frames: &mut FrameCache) -> Option<Frame> {
         let whole = vnet::arrive(&mut frame, arrival.len, &arrival.header, &mut self.counters);
         if whole && arrival.tag.is_none_or(|tag| restore(tag, &mut frame)) {
             return Some(frame);
@@ -144,6 +201,11 @@ impl PacketPort {
     }
 }
 
+/// Small frames to receive into: as many as asked for, if there are.
+fn allot(frames: &mut FrameCache, count: usize) -> Batch {
+    (0..count).map_while(|_| frames.alloc()).collect()
+}
+
 fn is_gone(errno: Errno) -> bool {
     matches!(errno, Errno::ENETDOWN | Errno::ENXIO | Errno::ENODEV)
 }
@@ -162,19 +224,11 @@ fn restore(tag: VlanTag, frame: &mut Frame) -> bool {
 
 impl Port for PacketPort {
     fn rx(&mut self, frames: &mut FrameCache, batch: &mut Batch) -> Result<(), PortError> {
-        let room = batch.remaining_capacity();
-        let mut small: Batch = (0..room).map_while(|_| frames.alloc()).collect();
-        Overflow::with(|overflow| {
-            let received = socket::receive(&self.socket, &mut small, overflow);
-            let arrivals = received.as_deref().unwrap_or_default();
-            let unused = small.drain(arrivals.len()..);
-            unused.for_each(|frame| frames.free(frame));
-            for (place, (frame, arrival)) in small.drain(..).zip(arrivals).enumerate() {
-                batch.extend(self.accept(frame, (arrival, overflow.of(place)), frames));
-            }
-            received.map(drop)
-        })
-        .or_else(|errno| self.receive_failed(errno))
+        let received = match self.expects {
+            Expects::Short => self.receive_short(frames, batch),
+            Expects::Long => self.receive_long(frames, batch),
+        };
+        received.or_else(|errno| self.receive_failed(errno))
     }
 
     fn tx(&mut self, frames: &mut FrameCache, batch: &mut Batch) -> Result<Sent, PortError> {

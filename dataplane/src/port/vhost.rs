@@ -13,7 +13,7 @@ mod backing;
 mod call;
 mod chain;
 mod conversation;
-mod copy;
+pub(super) mod copy;
 mod device;
 pub mod door;
 mod fault;

@@ -24,7 +24,7 @@ use nix::net::if_::InterfaceFlags;
 use xsk_rs::config::BindFlags;
 
 pub use self::error::OpenError;
-use self::program::{Program, Target};
+pub use self::program::{Program, Target};
 use self::queue::{CHUNK_ROOM, Queue};
 use self::unfinished::Unfinished;
 use super::netdev::Netdev;

@@ -7,8 +7,9 @@
 //!
 //! Cost of a turn: one look at each ring that is asked anyway, and at most every [`LOOK`] a system call, if there is
 //! anything that epoll might tell of. A queue that is armed or waits costs a turn nothing, so a poller may have hundreds.
-//! To arm a ring costs a system call: descriptors are `EPOLLONESHOT`, so that what once told is silent until it is armed
-//! again.
+//! To arm a ring costs a system call, and so does to ask it again. Its descriptor is with epoll only while it is armed:
+//! an AF_XDP socket that anybody waits for wakes him for every frame that it has sent, and each time it has received
+//! (`sock_wfree`, `sock_def_readable` in a profile).
 
 use std::time::Duration;
 
@@ -85,15 +86,12 @@ impl Watch {
 
     fn add(&mut self, place: usize, queue: &mut Queue, now: Instant) -> nix::Result<()> {
         match queue.io.readiness() {
-            Readiness::Ring(fd) => {
+            Readiness::Ring(fd) if queue.armed => {
                 // Adding a descriptor looks at it: what it told nobody yet it tells now.
-                let flags = if queue.armed { EpollFlags::EPOLLIN } else { EpollFlags::empty() };
-                self.epoll.add(fd, ring_event(place, flags))?;
-                match queue.armed {
-                    true => self.watched += 1,
-                    false => self.ask(place, queue, now),
-                }
+                self.epoll.add(fd, ring_event(place))?;
+                self.watched += 1;
             }
+            Readiness::Ring(_) => self.ask(place, queue, now),
             Readiness::Call(fd) => {
                 self.epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, place as u64))?;
                 self.watched += 1;
@@ -101,6 +99,14 @@ impl Watch {
             Readiness::Unknown => self.always.push(place),
         }
         Ok(())
+    }
+
+    /// Takes a ring's descriptor from epoll.
+    fn forget(&self, queue: Option<&Queue>) {
+        if let Some(Readiness::Ring(fd)) = queue.map(|queue| queue.io.readiness()) {
+            // One that is not there is what we want.
+            let _ = self.epoll.delete(fd);
+        }
     }
 
     /// Asks a ring in every turn from now on.
@@ -157,6 +163,7 @@ impl Watch {
         }
         for place in poller.wires.roused.drain(..) {
             self.watched -= 1;
+            self.forget(poller.wires.queues[place].as_ref());
             self.rings.push(Ring { place, gave: now });
         }
     }
@@ -200,28 +207,29 @@ impl Watch {
             } else if let Some(queue) = poller.wires.queues[place].as_mut().filter(|queue| queue.armed) {
                 // Only a watch that could not be renewed is told of a queue that it does not count.
                 self.watched = self.watched.saturating_sub(1);
+                self.forget(Some(queue));
                 self.ask(place, queue, now);
             }
         }
     }
 }
 
-fn ring_event(place: usize, flags: EpollFlags) -> EpollEvent {
-    EpollEvent::new(flags | EpollFlags::EPOLLONESHOT, RING | place as u64)
+fn ring_event(place: usize) -> EpollEvent {
+    EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLONESHOT, RING | place as u64)
 }
 
 /// Arms a ring, unless it has something already.
 ///
-/// First the ring, then its descriptor: what the sender rings between the two leaves the descriptor readable, and to set
-/// its events is to look at it.
+/// First the ring, then its descriptor: what the sender rings between the two leaves the descriptor readable, and to add
+/// it is to look at it.
 fn arm(epoll: &Epoll, place: usize, queue: &mut Queue) -> bool {
     if !queue.arm() {
         return false;
     }
     let Readiness::Ring(fd) = queue.io.readiness() else { return false };
-    let is_set = epoll.modify(fd, &mut ring_event(place, EpollFlags::EPOLLIN)).is_ok();
-    if !is_set {
+    let is_added = epoll.add(fd, ring_event(place)).is_ok();
+    if !is_added {
         queue.disarm();
     }
-    is_set
+    is_added
 }

@@ -3,9 +3,8 @@
 
 use encap::field::{EtherType, IpProto, MacAddr};
 use flowtable::action::{DropReason, Effect};
-use flowtable::fdb::Fdb;
 use flowtable::id::{BridgeId, Place, PortId, SegmentId, Station};
-use flowtable::mcast::{Group, McastTable};
+use flowtable::mcast::Group;
 
 use super::exit::Exit;
 use super::vlan::{Refused, Tags};
@@ -68,7 +67,7 @@ impl<'a, S: Steps> Walk<'a, S> {
             return Err(DropReason::TooDeep);
         }
         let entry = self.entry(ingress.port).ok_or(DropReason::NoPort)?;
-        let bridge = self.view.snapshot.tables.bridge(entry.bridge).ok_or(DropReason::NoPort)?;
+        let bridge = self.lookout.bridge(entry.bridge).ok_or(DropReason::NoPort)?;
         self.say(depth, || format!("bridge `{}`, in by port `{}`", bridge.name, entry.name));
         if self.probe.eth_src_is_multicast() {
             self.say(depth, || "the source is a group address".into());
@@ -79,17 +78,16 @@ impl<'a, S: Steps> Walk<'a, S> {
                 .step(depth, || format!("the port does not carry this frame's VLAN ({:?})", entry.vlan.mode));
             DropReason::from(refused)
         })?;
-        let segments = &self.tables().segments;
-        self.say(depth, || called(segments, entry.bridge, segment));
+        let names = self.lookout.names();
+        self.say(depth, || called(names, entry.bridge, segment));
         Ok(Inside { ingress: Ingress { tags, ..ingress }, segment, entry, bridge })
     }
 
     /// The switch's own answer, to a sender on this switch.
     fn answer(&mut self, inside: &Inside<'a>) -> Option<MacAddr> {
-        let segment = self.tables().segments.get(inside.entry.bridge, inside.segment)?;
+        let segment = self.lookout.segment(inside.entry.bridge, inside.segment)?;
         let port = inside.ingress.port;
-        let here =
-            inside.ingress.depth == 0 && self.barred.is_none() && !self.tables().segments.is_uplink(port);
+        let here = inside.ingress.depth == 0 && self.barred.is_none() && !self.lookout.is_uplink(port);
         if here { self.known_neighbour(segment) } else { None }
     }
 
@@ -108,13 +106,13 @@ impl<'a, S: Steps> Walk<'a, S> {
             Some(Mapped { vtep, .. }) => Place::Vtep { tunnel: port, address: vtep },
             None => Place::Port(port),
         };
-        self.depends |= Fdb::dependency(station);
+        self.lookout.note_station(bridge, station);
         self.effects.push(Effect::Learn { bridge, station, place });
     }
 
     /// Is nothing learned from this frame: is the VLAN in `flood_vlans`, or the segment's tunnel not learned from?
-    fn is_anonymous(&self, inside: &Inside<'a>) -> bool {
-        let segment = self.tables().segments.get(inside.entry.bridge, inside.segment);
+    fn is_anonymous(&mut self, inside: &Inside<'a>) -> bool {
+        let segment = self.lookout.segment(inside.entry.bridge, inside.segment);
         let tunnelled = inside.ingress.mapped.is_some();
         self.floods(inside) || tunnelled && segment.is_some_and(|segment| !segment.learning)
     }
@@ -128,8 +126,8 @@ impl<'a, S: Steps> Walk<'a, S> {
         let (depth, segment) = (inside.ingress.depth, inside.segment);
         let dst = self.probe.eth_dst();
         let Some(place) = self.endpoint(inside, dst).or_else(|| self.place(inside, dst)) else {
-            let segments = &self.tables().segments;
-            let called = || called(segments, inside.entry.bridge, segment);
+            let names = self.lookout.names();
+            let called = || called(names, inside.entry.bridge, segment);
             self.say(depth, || format!("{dst} is not known in {}: flood", called()));
             return self.multicast(inside, &Audience::All);
         };
@@ -166,17 +164,13 @@ impl<'a, S: Steps> Walk<'a, S> {
             return None;
         }
         let station = Station { segment: inside.segment, mac };
-        self.depends |= Fdb::dependency(station);
-        let learned = self.view.snapshot.learned(inside.entry.bridge)?;
-        learned.fdb().lookup(station, self.view.now)
+        self.lookout.station(inside.entry.bridge, station)
     }
 
     /// The port of ours with this address, if it carries the segment: that need not be learned.
     fn endpoint(&mut self, inside: &Inside<'a>, mac: MacAddr) -> Option<Place> {
-        let tables = self.tables();
-        let endpoints = tables.underlay.endpoints.iter().filter(|(_, endpoint)| endpoint.mac == mac);
-        let ports = endpoints.map(|(port, _)| *port).filter(|port| {
-            let entry = tables.port(*port).filter(|entry| entry.bridge == inside.entry.bridge);
+        let ports = self.lookout.endpoints_at(mac).filter(|port| {
+            let entry = self.entry(*port).filter(|entry| entry.bridge == inside.entry.bridge);
             entry.is_some_and(|entry| self.part(inside.tagged(), (*port, entry)).is_ok())
         });
         // Of several the first, whatever the order of the map.
@@ -208,7 +202,7 @@ impl<'a, S: Steps> Walk<'a, S> {
     /// Sends to everybody in the audience but the ingress port and, from a protected port, other protected ones.
     fn multicast(&mut self, inside: &Inside<'a>, audience: &Audience) -> Result<(), DropReason> {
         let mut result = Ok(());
-        for &port in &inside.bridge.ports {
+        for &port in self.lookout.members(inside.entry.bridge) {
             let Some(entry) = self.entry(port) else { continue };
             let barred = matches!(entry.kind, PortKind::Tunnel(_)) && self.barred.is_some();
             let hidden = barred || port == inside.ingress.port || entry.protected && inside.entry.protected;
@@ -280,20 +274,16 @@ impl<'a, S: Steps> Walk<'a, S> {
     }
 
     fn mrouters(&mut self, inside: &Inside<'a>) -> Vec<PortId> {
-        self.depends |= McastTable::querier_dependency(inside.segment);
-        let Some(learned) = self.view.snapshot.learned(inside.entry.bridge) else { return Vec::new() };
-        learned.mcast().queriers(inside.segment, self.view.now)
+        self.lookout.queriers(inside.entry.bridge, inside.segment)
     }
 
     fn members(&mut self, inside: &Inside<'a>, snooping: &SnoopingConfig, group: Group) -> Audience {
         let segment = inside.segment;
-        self.depends |= McastTable::dependency(segment, group);
-        let learned = self.view.snapshot.learned(inside.entry.bridge);
-        let members = learned.and_then(|l| l.mcast().lookup(segment, group, self.view.now));
+        let members = self.lookout.members_of(inside.entry.bridge, segment, group);
         let known = members.is_some();
-        let segments = &self.tables().segments;
+        let names = self.lookout.names();
         self.say(inside.ingress.depth, || {
-            let called = called(segments, inside.entry.bridge, segment);
+            let called = called(names, inside.entry.bridge, segment);
             format!("group {group} in {called} {}", if known { "has members" } else { "is not registered" })
         });
         match members {

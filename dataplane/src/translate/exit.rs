@@ -6,6 +6,7 @@ use encap::field::MacAddr;
 use encap::tunnel::TunnelKind;
 use flowtable::action::{Action, Encap};
 use flowtable::id::PortId;
+use smallvec::SmallVec;
 
 use super::vlan::Tags;
 
@@ -21,6 +22,9 @@ pub(super) enum Exit {
     /// Out of its outer headers, and in again by the listener.
     Inner(TunnelKind, PortId),
 }
+
+/// Ways out, with the tags that the frame has there. Most frames have one, and nobody allocates for it.
+pub(super) type Exits = SmallVec<[(Tags, Exit); 2]>;
 
 /// The order of exits: it has no meaning, but equal ones come together, and what consumes the frame comes last.
 type Rank = (u8, PortId, Option<(PortId, IpAddr, Option<u32>)>);
@@ -53,15 +57,16 @@ impl Exit {
     }
 }
 
-/// Turns exits into actions. Sorted so that tags only ever come off the original frame, each once. At most one exit
-/// consumes the frame.
-pub(super) fn emit(mut exits: Vec<(Tags, Exit)>) -> Vec<Action> {
+/// Turns exits into actions, behind the one that comes `first`. Sorted so that tags only ever come off the original frame,
+/// each once. At most one exit consumes the frame.
+pub(super) fn emit(first: Option<Action>, mut exits: Exits) -> Vec<Action> {
     exits.sort_by(|(t, a), (u, b)| (a.consumes(), t, a.rank()).cmp(&(b.consumes(), u, b.rank())));
-    exits.dedup();
+    exits.dedup_by(|a, b| a == b);
     if let Some(at) = exits.iter().position(|(_, exit)| exit.consumes()) {
         exits.truncate(at + 1);
     }
     let mut actions = Vec::with_capacity(exits.len() + 2);
+    actions.extend(first);
     let mut current = Tags::default();
     for (tags, exit) in exits {
         if !exit.consumes() {

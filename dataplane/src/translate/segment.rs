@@ -20,16 +20,15 @@ impl<'a, S: Steps> Walk<'a, S> {
         entry: &'a PortEntry,
     ) -> Result<(SegmentId, Tags), Refused> {
         let tags = ingress.tags.clone();
-        let segments = &self.tables().segments;
         if let Some(mapped) = ingress.mapped.map(|mapped| mapped.segment).or(entry.segment) {
             // Behind the outer headers, as at a VM's port, a frame has no VLAN (RFC 7348 section 6.1).
             let untagged = tags.vlan(&mut self.probe) == VlanId::NONE;
             untagged.then_some(()).ok_or(Refused::Vlan)?;
             return Ok((mapped, tags.retag(mapped.vlan(), &mut self.probe)?));
         }
-        if segments.is_uplink(ingress.port) {
+        if self.lookout.is_uplink(ingress.port) {
             let wire = tags.vlan(&mut self.probe);
-            let segment = segments.on_wire(ingress.port, wire).ok_or(Refused::Vlan)?;
+            let segment = self.lookout.on_wire(ingress.port, wire).ok_or(Refused::Vlan)?;
             return Ok((segment.id, tags.retag(segment.id.vlan(), &mut self.probe)?));
         }
         let tags = tags.enter(&entry.vlan, &mut self.probe)?;
@@ -43,13 +42,12 @@ impl<'a, S: Steps> Walk<'a, S> {
         (port, entry): (PortId, &PortEntry),
     ) -> Result<Tags, Refused> {
         let tags = tags.clone();
-        let segments = &self.tables().segments;
         if let Some(own) = entry.segment {
             (own == segment).then_some(()).ok_or(Refused::Vlan)?;
             return tags.leave_bare(entry.vlan.priority_tags, &mut self.probe);
         }
-        if entry.is_flow_based() || segments.is_uplink(port) {
-            return match segments.get(entry.bridge, segment).map(|segment| &segment.network) {
+        if entry.is_flow_based() || self.lookout.is_uplink(port) {
+            return match self.lookout.segment(entry.bridge, segment).map(|segment| &segment.network) {
                 // Bare: a second tag would come out on the wire as another segment's.
                 Some(&Network::Provider { uplink, vlan: VlanId::NONE }) if uplink == port => {
                     tags.leave_bare(entry.vlan.priority_tags, &mut self.probe)

@@ -4,6 +4,8 @@
 //! has), and, in [`megaflow`], for other frames that agree under the mask.
 
 mod arriving;
+mod changes;
+mod churn;
 mod lab;
 mod leaving;
 mod megaflow;

@@ -19,7 +19,7 @@ use flowtable::action::{Complaint, DropReason, Effect, Encap};
 use flowtable::field::{Field, L4Port, TunnelFlags};
 use flowtable::id::{PortId, SegmentId};
 use flowtable::key::FlowKey;
-use flowtable::vteps::Vteps;
+use smallvec::SmallVec;
 
 use super::bridge::Inside;
 use super::exit::Exit;
@@ -65,7 +65,7 @@ impl<'a, S: Steps> Walk<'a, S> {
         }
         let (local, remote) = (self.probe.tun_dst(), self.probe.tun_src());
         let arrival = Arrival { listener, local, remote, key: self.probe.tun_key() };
-        let Some(port) = self.tables().tunnels.find(arrival) else {
+        let Some(port) = self.lookout.tunnel_of(arrival) else {
             self.say(0, || {
                 format!("out of {kind}{} from {remote} to {local}: no port is for that", named(arrival.key))
             });
@@ -96,7 +96,7 @@ impl<'a, S: Steps> Walk<'a, S> {
 
     /// Refuses an endpoint that is ourselves.
     fn is_foreign(&mut self, depth: usize, remote: IpAddr, local: Option<IpAddr>) -> Result<(), DropReason> {
-        if local != Some(remote) && self.tables().underlay.owner(remote).is_none() {
+        if local != Some(remote) && !self.lookout.is_ours(remote) {
             return Ok(());
         }
         self.say(depth, || format!("{remote} is our own address"));
@@ -105,7 +105,7 @@ impl<'a, S: Steps> Walk<'a, S> {
 
     /// The segment that the outer headers name.
     fn mapped(&mut self, (port, tunnel): (PortId, Tunnel), arrival: &Arrival) -> Result<Mapped, DropReason> {
-        let segment = arrival.key.and_then(|id| self.tables().segments.in_tunnel(port, id));
+        let segment = arrival.key.and_then(|id| self.lookout.in_tunnel(port, id));
         let Some(Segment { network: Network::Tunnel { peers, .. }, name, id, strict_peers, .. }) = segment
         else {
             self.say(0, || "no segment has this id here".into());
@@ -146,7 +146,7 @@ impl<'a, S: Steps> Walk<'a, S> {
     /// The listener for a frame that the bridge gives to `port`, if a tunnel that ends there is what it belongs to. A fragment
     /// does not: nobody puts it together here.
     pub(super) fn terminates(&mut self, port: PortId) -> Option<(TunnelKind, PortId)> {
-        let endpoint = self.tables().underlay.endpoints.get(&port)?;
+        let endpoint = self.lookout.endpoint(port)?;
         // The address last: most of what is for the host itself is told by less.
         let door = self.door()?;
         let address: IpAddr = match self.probe.eth_type() {
@@ -159,19 +159,15 @@ impl<'a, S: Steps> Walk<'a, S> {
 
     /// The tunnel that protocol and UDP port belong to, and its listener.
     fn door(&mut self) -> Option<(TunnelKind, PortId)> {
-        let tunnels = &self.tables().tunnels;
-        let listener = |kind, port| tunnels.listener(kind, port).map(|listener| (kind, listener));
         if !self.carries_ip() {
             return None;
         }
-        match self.probe.ip_proto() {
-            IpProto::GRE => listener(TunnelKind::Gre, 0),
-            IpProto::UDP => {
-                let port = self.probe.l4_dst().0;
-                listener(TunnelKind::Vxlan, port).or_else(|| listener(TunnelKind::Geneve, port))
-            }
-            _ => None,
-        }
+        let (kinds, port) = match self.probe.ip_proto() {
+            IpProto::GRE => (&[TunnelKind::Gre][..], 0),
+            IpProto::UDP => (&[TunnelKind::Vxlan, TunnelKind::Geneve][..], self.probe.l4_dst().0),
+            _ => return None,
+        };
+        kinds.iter().find_map(|kind| Some((*kind, self.lookout.listener(*kind, port)?)))
     }
 
     /// Sends a frame into a tunnel: to `vtep` only, or wherever the port leads.
@@ -183,7 +179,7 @@ impl<'a, S: Steps> Walk<'a, S> {
     ) -> Result<(), DropReason> {
         let entry = self.entry(port).ok_or(DropReason::NoPort)?;
         let tags = self.part(inside.tagged(), (port, entry)).map_err(DropReason::from)?;
-        let segment = self.tables().segments.get(entry.bridge, inside.segment);
+        let segment = self.lookout.segment(entry.bridge, inside.segment);
         let id = match (tunnel.key, segment.map(|segment| &segment.network)) {
             (Key::Absent, _) => None,
             (Key::Fixed(key), _) => Some(key),
@@ -192,7 +188,7 @@ impl<'a, S: Steps> Walk<'a, S> {
         };
         let mouth = Mouth { port, entry, tunnel, id };
         let remotes = match vtep.or(tunnel.remote) {
-            Some(remote) => vec![remote],
+            Some(remote) => SmallVec::from([remote]),
             None => self.vteps(entry, inside.segment, segment),
         };
         // Of many, those that can be reached get it.
@@ -204,14 +200,18 @@ impl<'a, S: Steps> Walk<'a, S> {
     }
 
     /// Who gets what everybody in a segment gets: those configured, and those learned.
-    fn vteps(&mut self, entry: &PortEntry, id: SegmentId, segment: Option<&Segment>) -> Vec<IpAddr> {
+    fn vteps(
+        &mut self,
+        entry: &PortEntry,
+        id: SegmentId,
+        segment: Option<&Segment>,
+    ) -> SmallVec<[IpAddr; 1]> {
         let Some(Segment { network: Network::Tunnel { vteps, .. }, learning, .. }) = segment else {
-            return Vec::new();
+            return SmallVec::new();
         };
-        let mut all = vteps.clone();
-        if *learning && let Some(learned) = self.view.snapshot.learned(entry.bridge) {
-            self.depends |= Vteps::dependency(id);
-            all.extend(learned.vteps().of(id, self.view.now));
+        let mut all = SmallVec::from_slice(vteps);
+        if *learning {
+            all.extend(self.lookout.vteps(entry.bridge, id));
         }
         all.sort_unstable();
         all.dedup();
@@ -233,7 +233,7 @@ impl<'a, S: Steps> Walk<'a, S> {
         self.is_foreign(depth, remote, tunnel.local)?;
         let (tos, ttl) = (self.outer_tos(tunnel.tos), self.outer_ttl(tunnel.ttl));
         let paths = match tunnel.carrier {
-            Carrier::Host => vec![self.host_path(mouth, remote)],
+            Carrier::Host => SmallVec::from([self.host_path(mouth, remote)]),
             Carrier::Switch => self.paths(depth, mouth, remote)?,
         };
         for Path { hop, output, tags: outer_tags, mtu } in paths {
@@ -293,7 +293,7 @@ impl<'a, S: Steps> Walk<'a, S> {
     /// Through the host's stack, which finds its way by itself.
     fn host_path(&mut self, mouth: &Mouth<'_>, remote: IpAddr) -> Path {
         let any = if remote.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-        let path_mtu = self.tables().underlay.path_mtus.get(&remote).copied();
+        let path_mtu = self.lookout.path_mtu(remote);
         let (source, endpoint) = (mouth.tunnel.local.unwrap_or(any), mouth.tunnel.listener);
         let hop =
             Hop { endpoint, mac: MacAddr::default(), source, address: remote, neighbour: None, path_mtu };
@@ -303,9 +303,13 @@ impl<'a, S: Steps> Walk<'a, S> {
     }
 
     /// Through the endpoint's bridge: usually one way, more if that bridge has not learned where the next hop is.
-    fn paths(&mut self, depth: usize, mouth: &Mouth<'_>, remote: IpAddr) -> Result<Vec<Path>, DropReason> {
-        let underlay = &self.tables().underlay;
-        let Some(hop) = underlay.hop(remote, mouth.tunnel.local) else {
+    fn paths(
+        &mut self,
+        depth: usize,
+        mouth: &Mouth<'_>,
+        remote: IpAddr,
+    ) -> Result<SmallVec<[Path; 1]>, DropReason> {
+        let Some(hop) = self.lookout.hop(remote, mouth.tunnel.local) else {
             let from = mouth.tunnel.local.map_or(String::new(), |local| format!(" from {local}"));
             self.say(depth, || format!("no route to {remote}{from}"));
             return Err(DropReason::NoRoute);
@@ -321,27 +325,33 @@ impl<'a, S: Steps> Walk<'a, S> {
         };
         self.say(depth, || format!("next hop {} at {neighbour}", hop.address));
         let key = outer_key(&hop, neighbour, mouth.tunnel, remote);
-        let mut outer = Walk::new(self.view, &key, &mut *self.steps);
+        let mut outer = Walk::new(self.lookout.afresh(), &key, &mut *self.steps);
         outer.barred = Some(DropReason::TunnelLoop);
         let result = outer.bridge(Ingress::by(hop.endpoint, Tags::default(), depth));
-        let Walk { exits, effects, depends, too_deep, .. } = outer;
-        self.depends |= depends;
+        let Walk { exits, effects, lookout, too_deep, .. } = outer;
+        self.lookout.join(&lookout);
         self.too_deep |= too_deep;
         // Many outer frames teach the same: where the endpoint is.
         effects.into_iter().for_each(|effect| self.remember(effect));
         result?;
-        let limit = |port: PortId| self.entry(port).map_or(u16::MAX, |entry| entry.mtu);
+        let mut limit = |port: PortId| self.lookout.port(port).map_or(u16::MAX, |entry| entry.mtu);
         let to_path = |(tags, exit): (Tags, Exit)| {
             // What would need yet other headers does not leave: tunnels are not nested.
             let Exit::Port(output) = exit else { return None };
-            let tags: Vec<VlanTag> = tags.added()?.collect();
-            let tags = ArrayVec::try_from(tags.as_slice()).ok()?;
+            let tags = outer_tags(&tags)?;
             let mtu = limit(output).min(limit(hop.endpoint)).min(hop.path_mtu.unwrap_or(u16::MAX));
             Some(Path { hop, output, tags, mtu })
         };
-        let paths: Vec<Path> = exits.into_iter().filter_map(to_path).collect();
+        let paths: SmallVec<[Path; 1]> = exits.into_iter().filter_map(to_path).collect();
         if paths.is_empty() { Err(DropReason::TunnelLoop) } else { Ok(paths) }
     }
+}
+
+/// The tags of an outer frame: only such as came on top of none.
+fn outer_tags(tags: &Tags) -> Option<ArrayVec<VlanTag, 2>> {
+    let mut outer = ArrayVec::new();
+    tags.added()?.try_for_each(|tag| outer.try_push(tag).ok())?;
+    Some(outer)
 }
 
 /// Can one host have this address (RFC 1122 section 3.2.1.3)? Nobody answers to another.

@@ -13,9 +13,10 @@ use std::sync::Arc;
 
 use arrayvec::ArrayVec;
 use flowtable::id::PortId;
+use flowtable::keys::Keys;
 
 use super::{Exit, Route, Wires};
-use crate::batch::{BATCH, Batch, Keys, extract_each};
+use crate::batch::{BATCH, Batch, extract_each};
 use crate::frame::Frame;
 
 impl Wires {
@@ -55,7 +56,7 @@ impl Wires {
 
 /// Of these places, that for the flow of each frame.
 fn choose(batch: &Batch, places: &[usize]) -> ArrayVec<usize, BATCH> {
-    let mut keys = Keys::new();
+    let mut keys = Keys::default();
     // What is no frame has the key of nothing, and a place as well.
     extract_each(batch, PortId::default(), &mut keys);
     // The upper bits of the product: as even as a remainder, without a division.

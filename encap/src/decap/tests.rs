@@ -1,3 +1,5 @@
+use std::net::IpAddr;
+
 use etherparse::{IpHeaders, Ipv4Options};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -21,6 +23,10 @@ fn expected(headers: &Headers, len: usize) -> Decapped {
     let inner_at = Template::new(headers).unwrap().len();
     let &Headers { id, src, dst, tos, ttl, df, csum, .. } = headers;
     let df = df && src.is_ipv4();
+    let [src, dst] = [src, dst].map(|ip| match ip {
+        IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+        IpAddr::V6(ip) => ip,
+    });
     Decapped { id, src, dst, tos, ttl, df, csum, oam: false, inner_at, inner_end: inner_at + len }
 }
 
@@ -28,6 +34,11 @@ fn expected(headers: &Headers, len: usize) -> Decapped {
 fn l4(headers: &Headers) -> usize {
     Template::new(headers).unwrap().len() - Template::new(headers).unwrap().l3_len()
         + if headers.src.is_ipv4() { 20 } else { 40 }
+}
+
+/// Where the inner frame begins.
+fn headers_end(headers: &Headers) -> usize {
+    Template::new(headers).unwrap().len()
 }
 
 fn inner() -> impl Strategy<Value = Vec<u8>> {
@@ -47,6 +58,24 @@ fn local_checksum_offload(headers: &Headers, packet: &packets::Packet) -> (Vec<u
 }
 
 proptest! {
+    #[test]
+    fn the_plain_are_read_as_any(
+        headers in any_outer(), inner in inner(), plain_in in any::<bool>(), len in any::<prop::sample::Index>(),
+        spoils in vec((any::<prop::sample::Index>(), any::<u8>()), 0..3),
+    ) {
+        let headers = if plain_in { example() } else { headers };
+        let mut frame = encapsulated(&headers, &inner, 0);
+        prop_assert!(!plain_in || plain(&frame, TunnelKind::Vxlan, Offload::NONE).is_some());
+        spoils.iter().for_each(|(at, octet)| *at.get_mut(&mut frame[..headers_end(&headers)]) = *octet);
+        let cut = len.index(2 * frame.len()).min(frame.len());
+        for frame in [&frame[..], &frame[..cut]] {
+            for kind in TunnelKind::ALL {
+                let read = plain(frame, kind, Offload::NONE);
+                prop_assert!(read.is_none() || read == decap(frame, kind, Offload::NONE).ok());
+            }
+        }
+    }
+
     #[test]
     fn what_went_in_comes_out(
         headers in any_outer(), inner in inner(), entropy in any::<u16>(), padding in vec(any::<u8>(), 0..8)

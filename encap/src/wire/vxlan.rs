@@ -18,6 +18,12 @@ const NEXT_PROTOCOL: u8 = 0x04;
 /// G of the group policy extension.
 const GROUP_POLICY: u8 = 0x80;
 
+/// Do these flags say that there is a VNI, and none of those that change the meaning of the rest?
+#[inline]
+pub(crate) const fn has_plain_vni(flags: u8) -> bool {
+    flags & (VALID | NEXT_PROTOCOL | GROUP_POLICY) == VALID
+}
+
 /// No plain VXLAN.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum VxlanError {

@@ -6,8 +6,9 @@ use std::cmp::Reverse;
 use std::sync::Arc;
 
 use super::Megaflows;
-use super::subtable::{FlowRef, SHARDS, Subtable};
+use super::subtable::{SHARDS, Subtable};
 use crate::epoch::Member;
+use crate::flow::{Flow, FlowRef};
 use crate::key::FlowKey;
 use crate::mask::Mask;
 use crate::places::Places;
@@ -35,11 +36,16 @@ pub struct Reader {
     /// Hits by slot, fading.
     hits: Box<[Cell<u32>]>,
     lookups: Cell<u32>,
+    /// Whose counters a hit will change.
+    poller: usize,
 }
 
 /// The most words of a key that are hashed one by one: all of them in a row, without a look at which they are, cost as much
 /// as six (bench `forward`, `vxlan-decap`).
 const FEW: usize = 6;
+
+/// How many pairs of neighbours say for a batch whether it is worth to compare all (bench `forward`: `l2/1000`).
+const SAMPLES: usize = 4;
 
 /// How far a visit of all flows has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -54,9 +60,15 @@ impl Reader {
         let hits = vec![Cell::new(0); table.slots.len()].into();
         let (order, union, looked_at) = (Vec::new(), Mask::EMPTY, Vec::new());
         let lookups = Cell::new(0);
-        let mut reader = Reader { table, member, version: 0, order, union, looked_at, hits, lookups };
+        let mut reader =
+            Reader { table, member, version: 0, order, union, looked_at, hits, lookups, poller: 0 };
         reader.rank();
         reader
+    }
+
+    /// For the poller with this index, which counts on the flows that it finds.
+    pub fn counting(self, poller: usize) -> Self {
+        Reader { poller, ..self }
     }
 
     /// The flow that matches `key`.
@@ -93,7 +105,7 @@ impl Reader {
             }
             let Some(subtable) = self.subtable(slot) else { continue };
             let before = wanted.len();
-            subtable.find_each(keys, &mut wanted, &mut found);
+            subtable.find_each((keys, self.poller), &mut wanted, &mut found);
             let hits = self.hits[slot].get().saturating_add((before - wanted.len()) as u32);
             self.hits[slot].set(hits);
         }
@@ -107,6 +119,38 @@ impl Reader {
             ..=FEW => key.hash_under(self.looked_at.iter().copied()),
             _ => key.masked(&self.union).hash(),
         }
+    }
+
+    /// Of these keys (at most [`Places::MAX`]) that are `sound`, those that some mask may tell from the one before, and those
+    /// behind one that is not sound. The others have the flow of the one before, if this reader [covers](Reader::covers) it.
+    ///
+    /// Where a few samples say that neighbours differ, all do; and where a mask came or went in this poll: who follows a head
+    /// that this reader does not cover would have to be decided behind later frames of the same flow. Cost: for each key, or
+    /// else for the samples, the words that any mask looks at.
+    #[inline]
+    pub fn heads(&self, keys: &[FlowKey], sound: Places) -> Places {
+        if self.version != self.table.version.load(Ordering::Acquire) {
+            return sound;
+        }
+        let mut heads = sound;
+        let follows =
+            |place: &usize| sound.contains(place - 1) && !self.tells(&keys[place - 1], &keys[*place]);
+        if (1..keys.len()).step_by((keys.len() / SAMPLES).max(1)).any(|place| follows(&place)) {
+            (1..keys.len()).filter(follows).for_each(|place| heads.remove(place));
+        }
+        heads
+    }
+
+    /// Does any mask look at a bit in which these keys differ?
+    #[inline]
+    fn tells(&self, a: &FlowKey, b: &FlowKey) -> bool {
+        self.looked_at.iter().fold(0, |all, &(i, mask)| all | (a.0[i] ^ b.0[i]) & mask) != 0
+    }
+
+    /// Did this reader know the flow's mask when it last ranked them?
+    #[inline]
+    pub fn covers(&self, flow: &Flow) -> bool {
+        self.union.covers(flow.mask())
     }
 
     #[inline]
@@ -173,7 +217,7 @@ impl Reader {
         self.version = self.table.version.load(Ordering::Acquire);
         let taken = (0..self.hits.len()).filter(|slot| self.subtable(*slot).is_some());
         self.order = taken.collect();
-        let masks = self.order.iter().filter_map(|slot| self.subtable(*slot)).map(|subtable| &subtable.mask);
+        let masks = self.order.iter().filter_map(|slot| self.subtable(*slot)).map(Subtable::mask);
         self.union = masks.fold(Mask::EMPTY, |all, mask| all.union(mask));
         self.looked_at = self.union.nonzero().collect();
         self.order.sort_unstable_by_key(|slot| Reverse(self.hits[*slot].get()));
@@ -187,6 +231,25 @@ impl Reader {
 mod tests {
     use super::super::tests::{ROOMY, flow, key, mask};
     use super::*;
+
+    #[test]
+    fn only_heads_differ_in_what_masks_look_at() {
+        let table = Arc::new(Megaflows::new(ROOMY));
+        let (known, new) =
+            (flow(&key(&[(1, 1)]), &mask(&[(1, 3)]), 1), flow(&key(&[(2, 1)]), &mask(&[(2, 3)]), 1));
+        table.insert(known.clone());
+        let mut reader = table.reader();
+        let keys = [0, 1, 1, 3, 2, 2].map(|n| key(&[(1, n), (2, n)]));
+        let all = Places::first(6);
+        assert!(reader.heads(&keys, all).eq([0, 1, 3, 4]));
+        let sound = all.without(Places::first(2).without(Places::first(1)));
+        assert!(reader.heads(&keys, sound).eq([0, 2, 3, 4]));
+        assert!(reader.covers(&known) && !reader.covers(&new));
+        table.insert(new.clone());
+        assert_eq!(reader.heads(&keys, all), all, "until it knows all masks");
+        reader.quiesce();
+        assert!(reader.covers(&new) && reader.heads(&keys, all).eq([0, 1, 3, 4]));
+    }
 
     #[test]
     fn the_mask_that_is_hit_is_searched_first() {

@@ -5,7 +5,8 @@
 //! to flows. A flow lies in the bucket its hash names or in one of the next [`PROBES`]` - 1`; every bucket
 //! counts how many flows were passed on to its successors, so a search knows where to stop. Flows never move
 //! inside a shard: a shard that gets too full or too empty is copied, published with one store, and the old
-//! copy retired. That needs no look at a flow, because the buckets keep the hashes.
+//! copy retired. That needs no look at a flow, because the buckets keep the hashes. Buckets and flows are in huge pages
+//! as far as there are many (`blocks`).
 //!
 //! A lookup costs the hash, the bucket's cache line and the flow's; at most [`PROBES`] buckets. The hash is
 //! multilinear (Lemire and Kaser, "Strongly universal string hashing is fast", 2014) with multipliers drawn
@@ -20,13 +21,11 @@
 //! has the writer's lock: there is one limbo, and it lies inside.
 
 use std::hash::BuildHasher;
-use std::marker::PhantomData;
-use std::ops::Deref;
 use std::ptr::{self, NonNull};
-use std::sync::Arc;
 
+use crate::blocks::{self, prefetch};
 use crate::epoch::Limbo;
-use crate::flow::Flow;
+use crate::flow::{Flow, FlowRef, Head, Shape};
 use crate::key::FlowKey;
 use crate::mask::Mask;
 use crate::places::Places;
@@ -48,100 +47,34 @@ type Secret = std::hash::RandomState;
 #[cfg(feature = "loom")]
 type Secret = std::hash::BuildHasherDefault<std::hash::DefaultHasher>;
 
-/// A flow in the table, borrowed from the reader that found it.
-///
-/// It may have been removed since ([`Flow::generation`] says so), but it is not freed while this exists.
-#[derive(Debug, Clone, Copy)]
-pub struct FlowRef<'r> {
-    flow: NonNull<Flow>,
-    reader: PhantomData<&'r Flow>,
-}
-
-impl<'r> FlowRef<'r> {
-    /// The flow, for as long as the reader is borrowed.
-    #[inline]
-    pub fn get(self) -> &'r Flow {
-        // SAFETY: made only by this module, from a pointer that is protected for 'r.
-        unsafe { self.flow.as_ref() }
-    }
-
-    /// A share of the flow, to keep beyond the poll.
-    pub fn share(self) -> Arc<Flow> {
-        // SAFETY: the pointer comes from `Arc::into_raw`, and the table or its limbo owns a count of it for
-        // 'r.
-        unsafe {
-            Arc::increment_strong_count(self.flow.as_ptr());
-            Arc::from_raw(self.flow.as_ptr())
-        }
-    }
-}
-
-impl Deref for FlowRef<'_> {
-    type Target = Flow;
-
-    #[inline]
-    fn deref(&self) -> &Flow {
-        self.get()
-    }
-}
-
-impl FlowRef<'_> {
-    /// Asks for the memory that executing the flow on this poller takes.
-    #[inline]
-    pub fn prefetch(self, poller: usize) {
-        prefetch(self.get().stats(poller));
-        prefetch(self.get().decision.actions.as_ptr());
-    }
-}
-
-/// Asks for the cache lines of a flow that every frame of it needs.
-#[inline]
-fn prefetch_flow(flow: NonNull<Flow>) {
-    prefetch(flow.as_ptr());
-    prefetch(flow.as_ptr().cast::<u8>().wrapping_add(std::mem::offset_of!(Flow, decision)));
-}
-
-/// Asks for a cache line. Any address will do: one that is not mapped is ignored.
-#[inline]
-fn prefetch<T>(at: *const T) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a prefetch changes nothing that a program can see.
-    unsafe {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(at.cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = at;
-}
-
 /// What a writer retires. It is only held, then dropped.
 #[derive(Debug)]
 #[expect(dead_code, reason = "owned until no reader can hold it")]
 pub(super) enum Garbage {
-    Flow(Arc<Flow>),
-    Shard(Unlinked<Shard>),
-    Subtable(Unlinked<Subtable>),
+    Flow(Flow),
+    Buckets(Buckets),
+    Subtable(Unlinked),
 }
 
-/// What was a box, is unlinked now, and becomes a box again to be dropped. Not a box in between: readers
+/// A subtable that was a box, is unlinked now, and becomes a box again to be dropped. Not a box in between: readers
 /// still look at it, and a box says that nobody else does.
 #[derive(Debug)]
-pub(super) struct Unlinked<T>(NonNull<T>);
+pub(super) struct Unlinked(NonNull<Subtable>);
 
-impl<T> Unlinked<T> {
+impl Unlinked {
     /// Takes what a link pointed to; `None` if it was null.
     ///
     /// # Safety
     /// The pointer comes from `Box::into_raw`, and the link to it is gone.
-    pub(super) unsafe fn new(unlinked: *mut T) -> Option<Self> {
+    pub(super) unsafe fn new(unlinked: *mut Subtable) -> Option<Self> {
         NonNull::new(unlinked).map(Unlinked)
     }
 }
 
-// SAFETY: it owns the value like a box does.
-unsafe impl<T: Send> Send for Unlinked<T> {}
+// SAFETY: it owns the subtable like a box does.
+unsafe impl Send for Unlinked {}
 
-impl<T> Drop for Unlinked<T> {
+impl Drop for Unlinked {
     fn drop(&mut self) {
         // SAFETY: the contract of `new`; and the limbo drops it when no reader is left.
         drop(unsafe { Box::from_raw(self.0.as_ptr()) });
@@ -154,11 +87,11 @@ pub(super) struct Crowded;
 
 #[derive(Debug)]
 #[repr(align(64))]
-struct Bucket {
+pub(super) struct Bucket {
     hashes: [AtomicU32; WAYS],
     /// How many flows were passed on from here to later buckets.
     passed: AtomicU32,
-    flows: [AtomicPtr<Flow>; WAYS],
+    flows: [AtomicPtr<Head>; WAYS],
 }
 
 impl Bucket {
@@ -174,19 +107,99 @@ impl Bucket {
         self.passed.store(self.passed.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
     }
 
+    /// Which ways have this hash, as bits. No branch: which way it is cannot be foretold (bench `forward`, l2/100000).
+    #[inline]
+    fn ways(&self, hash: u32) -> u32 {
+        let is = |way: usize| u32::from(self.hashes[way].load(Ordering::Relaxed) == hash) << way;
+        (0..WAYS).fold(0, |ways, way| ways | is(way))
+    }
+
+    #[inline]
+    fn flow(&self, way: usize) -> Option<NonNull<Head>> {
+        NonNull::new(self.flows[way].load(Ordering::Acquire))
+    }
+
     /// The flows in it, with their hashes.
-    fn flows(&self) -> impl Iterator<Item = (u32, NonNull<Flow>)> + '_ {
-        let flow = |way: usize| NonNull::new(self.flows[way].load(Ordering::Acquire));
-        (0..WAYS).filter_map(move |way| Some((self.hashes[way].load(Ordering::Relaxed), flow(way)?)))
+    fn flows(&self) -> impl Iterator<Item = (u32, NonNull<Head>)> + '_ {
+        (0..WAYS).filter_map(move |way| Some((self.hashes[way].load(Ordering::Relaxed), self.flow(way)?)))
     }
 }
 
-/// An array of buckets. It points to flows but does not own them: the subtable does.
+/// An array of buckets, a power of two of them: the memory of a shard. It points to flows but does not own them: the
+/// subtable does. Not a box: readers look at it when it is unlinked, still.
 #[derive(Debug)]
-pub(super) struct Shard {
-    buckets: Box<[Bucket]>,
-    len: AtomicUsize,
+pub(super) struct Buckets {
+    first: NonNull<Bucket>,
+    order: usize,
 }
+
+// SAFETY: it owns the buckets like a box does.
+unsafe impl Send for Buckets {}
+
+impl Buckets {
+    fn new(count: usize) -> Self {
+        let first = blocks::allocate(count * size_of::<Bucket>()).cast::<Bucket>();
+        for n in 0..count {
+            // SAFETY: the block is ours and has room for so many.
+            unsafe { first.add(n).write(Bucket::new()) };
+        }
+        Buckets { first, order: count.ilog2() as usize }
+    }
+
+    fn shard(&self) -> Shard<'_> {
+        // SAFETY: there are so many buckets, and they are ours.
+        Shard(unsafe { std::slice::from_raw_parts(self.first.as_ptr(), 1 << self.order) })
+    }
+}
+
+impl Drop for Buckets {
+    fn drop(&mut self) {
+        let buckets = ptr::slice_from_raw_parts_mut(self.first.as_ptr(), 1 << self.order);
+        // SAFETY: they are ours, and nobody looks at them any more; the block was allocated for so many.
+        unsafe {
+            buckets.drop_in_place();
+            blocks::free(self.first.cast(), size_of::<Bucket>() << self.order);
+        }
+    }
+}
+
+/// The link to the buckets of a shard: their address and, in the bits below a cache line, their number's logarithm. So a
+/// search needs nothing but the link to find the bucket.
+#[derive(Debug)]
+struct Link(AtomicPtr<Bucket>);
+
+impl Link {
+    const ORDER: usize = align_of::<Bucket>() - 1;
+
+    fn empty() -> Self {
+        Link(AtomicPtr::new(ptr::null_mut()))
+    }
+
+    /// The shard, as protected as the subtable that the link is borrowed from.
+    #[inline]
+    fn shard(&self) -> Option<Shard<'_>> {
+        let link = self.0.load(Ordering::Acquire);
+        let first = link.map_addr(|address| address & !Self::ORDER);
+        let count = 1 << (link.addr() & Self::ORDER);
+        // SAFETY: null, or made from buckets by `swap`, so many; retired, not freed, when they were replaced.
+        (!first.is_null()).then(|| Shard(unsafe { std::slice::from_raw_parts(first, count) }))
+    }
+
+    /// Links other buckets, or none; gives those that were linked.
+    fn swap(&self, buckets: Option<Buckets>) -> Option<Buckets> {
+        let link = buckets.map_or(ptr::null_mut(), |buckets| {
+            let buckets = std::mem::ManuallyDrop::new(buckets);
+            buckets.first.as_ptr().map_addr(|address| address | buckets.order)
+        });
+        let old = self.0.swap(link, Ordering::AcqRel);
+        let first = NonNull::new(old.map_addr(|address| address & !Self::ORDER))?;
+        Some(Buckets { first, order: old.addr() & Self::ORDER })
+    }
+}
+
+/// The buckets of a shard, to be looked at and, by the writer, changed.
+#[derive(Debug, Clone, Copy)]
+struct Shard<'s>(&'s [Bucket]);
 
 /// Where a flow lies in a shard: a bucket by its distance from the first one to try, and a way in it.
 struct Place {
@@ -194,49 +207,42 @@ struct Place {
     way: usize,
 }
 
-impl Shard {
-    fn new(buckets: usize) -> Box<Self> {
-        let buckets = (0..buckets).map(|_| Bucket::new()).collect();
-        Box::new(Shard { buckets, len: AtomicUsize::new(0) })
-    }
-
-    fn len(&self) -> usize {
-        self.len.load(Ordering::Relaxed)
-    }
-
+impl<'s> Shard<'s> {
     /// The buckets where `hash` may lie, in order.
     #[inline]
-    fn path(&self, hash: u32) -> impl Iterator<Item = &Bucket> {
-        let last = self.buckets.len() - 1;
-        (0..PROBES.min(last + 1)).map(move |distance| &self.buckets[(hash as usize + distance) & last])
+    fn path(self, hash: u32) -> impl Iterator<Item = &'s Bucket> {
+        let last = self.0.len() - 1;
+        (0..PROBES.min(last + 1)).map(move |distance| &self.0[(hash as usize + distance) & last])
     }
 
     #[inline]
-    fn first_bucket(&self, hash: u32) -> &Bucket {
-        &self.buckets[hash as usize & (self.buckets.len() - 1)]
+    fn first_bucket(self, hash: u32) -> &'s Bucket {
+        &self.0[hash as usize & (self.0.len() - 1)]
     }
 
     /// The flow that a search for this hash will most likely find.
     #[inline]
-    fn candidate(&self, hash: u32) -> Option<NonNull<Flow>> {
+    fn candidate(self, hash: u32) -> Option<FlowRef<'s>> {
         let bucket = self.first_bucket(hash);
-        let way = (0..WAYS).find(|way| bucket.hashes[*way].load(Ordering::Relaxed) == hash)?;
-        NonNull::new(bucket.flows[way].load(Ordering::Relaxed))
+        let ways = bucket.ways(hash);
+        let flow = (ways != 0).then(|| bucket.flow(ways.trailing_zeros() as usize))??;
+        // SAFETY: a linked flow is protected like the shard it was found in.
+        Some(unsafe { FlowRef::new(flow) })
     }
 
     /// Finds the flow that has this hash and `is` the one.
     #[inline]
-    fn find(&self, hash: u32, is: impl Fn(&Flow) -> bool) -> Option<(Place, NonNull<Flow>)> {
+    fn find(self, hash: u32, is: impl Fn(&Flow) -> bool) -> Option<(Place, FlowRef<'s>)> {
         for (distance, bucket) in self.path(hash).enumerate() {
-            for way in 0..WAYS {
-                if bucket.hashes[way].load(Ordering::Relaxed) != hash {
-                    continue;
-                }
-                let flow = NonNull::new(bucket.flows[way].load(Ordering::Acquire));
+            let mut ways = bucket.ways(hash);
+            while ways != 0 {
+                let way = ways.trailing_zeros() as usize;
                 // SAFETY: a linked flow is protected like the shard it was found in.
-                if let Some(flow) = flow.filter(|flow| is(unsafe { flow.as_ref() })) {
+                let flow = bucket.flow(way).map(|flow| unsafe { FlowRef::new(flow) });
+                if let Some(flow) = flow.filter(|flow| is(flow)) {
                     return Some((Place { distance, way }, flow));
                 }
+                ways &= ways - 1;
             }
             if bucket.passed.load(Ordering::Relaxed) == 0 {
                 return None;
@@ -246,51 +252,51 @@ impl Shard {
     }
 
     /// Links a flow in the first free way on its path; false if there is none.
-    fn link(&self, hash: u32, flow: NonNull<Flow>) -> bool {
+    fn link(self, hash: u32, flow: NonNull<Head>) -> bool {
         let free = |bucket: &Bucket| bucket.flows.iter().position(|f| f.load(Ordering::Relaxed).is_null());
         let place = self.path(hash).enumerate().find_map(|(d, bucket)| Some((d, bucket, free(bucket)?)));
         let Some((distance, bucket, way)) = place else { return false };
         self.path(hash).take(distance).for_each(|passed| passed.add_passed(1));
         bucket.hashes[way].store(hash, Ordering::Relaxed);
         bucket.flows[way].store(flow.as_ptr(), Ordering::Release); // the flow before the link
-        self.len.store(self.len() + 1, Ordering::Relaxed);
         true
     }
 
-    /// Unlinks the flow at a place that [`Shard::find`] gave for this hash.
-    fn unlink(&self, hash: u32, place: &Place) {
-        self.exchange(hash, place, ptr::null_mut());
+    /// Unlinks the flow at a place that [`Shard::find`] gave for this hash; its share goes to the caller.
+    fn unlink(self, hash: u32, place: &Place) -> Option<Flow> {
         self.path(hash).take(place.distance).for_each(|passed| passed.add_passed(1u32.wrapping_neg()));
-        self.len.store(self.len() - 1, Ordering::Relaxed);
+        self.exchange(hash, place, ptr::null_mut())
     }
 
-    /// Changes the link at a place that [`Shard::find`] gave for this hash.
-    fn exchange(&self, hash: u32, place: &Place, flow: *mut Flow) {
+    /// Changes the link at a place that [`Shard::find`] gave for this hash; what was linked goes to the caller.
+    fn exchange(self, hash: u32, place: &Place, flow: *mut Head) -> Option<Flow> {
         let bucket = self.path(hash).nth(place.distance).expect("the place lies on the path");
-        bucket.flows[place.way].store(flow, Ordering::Release);
+        let old = bucket.flows[place.way].swap(flow, Ordering::AcqRel);
+        // SAFETY: what is linked comes from `Flow::into_raw`, and this link is gone.
+        NonNull::new(old).map(|old| unsafe { Flow::from_raw(old) })
     }
 
-    /// A shard of these flows, at most half full, more room only where chance wants it.
-    fn holding(flows: &[(u32, NonNull<Flow>)]) -> Result<Box<Self>, Crowded> {
-        let least = (flows.len() * 2).div_ceil(WAYS).next_power_of_two();
-        let sizes = std::iter::successors(Some(least), |n| Some(n * 2)).take(4);
-        let all = |shard: &Shard| flows.iter().all(|(hash, flow)| shard.link(*hash, *flow));
-        sizes.map(Shard::new).find(|shard| all(shard)).ok_or(Crowded)
+    fn flows(self) -> impl Iterator<Item = (u32, NonNull<Head>)> + 's {
+        self.0.iter().flat_map(Bucket::flows)
     }
 
-    fn flows(&self) -> impl Iterator<Item = (u32, NonNull<Flow>)> + '_ {
-        self.buckets.iter().flat_map(Bucket::flows)
+    /// Would it be more than three quarters full with so many? Beyond this, paths get long.
+    fn is_full(self, flows: usize) -> bool {
+        flows > self.0.len() * WAYS * 3 / 4
     }
 
-    /// Three quarters full: beyond this, paths get long.
-    fn is_full(&self) -> bool {
-        self.len() >= self.buckets.len() * WAYS * 3 / 4
+    /// Would it be so empty with so many that a copy saves most of the memory?
+    fn is_sparse(self, flows: usize) -> bool {
+        flows * 8 < self.0.len() * WAYS && self.0.len() > 1
     }
+}
 
-    /// So empty that a copy saves most of the memory.
-    fn is_sparse(&self) -> bool {
-        self.len() * 8 < self.buckets.len() * WAYS && self.buckets.len() > 1
-    }
+/// Buckets for these flows, at most half full, more room only where chance wants it.
+fn holding(flows: &[(u32, NonNull<Head>)]) -> Result<Buckets, Crowded> {
+    let least = (flows.len() * 2).div_ceil(WAYS).next_power_of_two();
+    let sizes = std::iter::successors(Some(least), |n| Some(n * 2)).take(4);
+    let all = |buckets: &Buckets| flows.iter().all(|(hash, flow)| buckets.shard().link(*hash, *flow));
+    sizes.map(Buckets::new).find(|buckets| all(buckets)).ok_or(Crowded)
 }
 
 /// One word of a mask.
@@ -331,12 +337,14 @@ impl Sum {
 #[derive(Debug)]
 pub(super) struct Subtable {
     words: Box<[Word]>,
-    shards: [AtomicPtr<Shard>; SHARDS],
-    len: AtomicUsize,
+    /// The mask again, as flows are compared under it.
+    shape: Shape,
     /// Which values of the first word occur, as a 64-bit filter. Bits stay set until the subtable is empty.
     guard: AtomicU64,
-    /// The mask.
-    pub(super) mask: Mask,
+    shards: [Link; SHARDS],
+    /// How many flows are in each shard. Only the writer asks.
+    lens: [AtomicUsize; SHARDS],
+    len: AtomicUsize,
 }
 
 impl Subtable {
@@ -345,10 +353,11 @@ impl Subtable {
         let word = |(index, mask)| Word { index, mask, multiplier: secret.hash_one(index) | 1 };
         Box::new(Subtable {
             words: mask.nonzero().map(word).collect(),
-            shards: std::array::from_fn(|_| AtomicPtr::new(ptr::null_mut())),
-            len: AtomicUsize::new(0),
+            shape: Shape::new(mask, 1),
             guard: AtomicU64::new(0),
-            mask: *mask,
+            shards: std::array::from_fn(|_| Link::empty()),
+            lens: std::array::from_fn(|_| AtomicUsize::new(0)),
+            len: AtomicUsize::new(0),
         })
     }
 
@@ -357,24 +366,34 @@ impl Subtable {
         self.len.load(Ordering::Relaxed)
     }
 
+    /// The mask of all its flows.
+    pub(super) fn mask(&self) -> &Mask {
+        &self.shape.mask
+    }
+
     /// The flow that matches `key`. The caller obeys the rule of protection by having `&self`.
     #[inline]
     pub(super) fn find(&self, key: &FlowKey) -> Option<FlowRef<'_>> {
         if self.guard.load(Ordering::Relaxed) & self.guard_bit(key) == 0 {
             return None;
         }
-        let hash = self.hash(key);
-        let (_, flow) = self.shard(hash)?.find(hash as u32, |flow| self.matches(flow, key))?;
-        Some(FlowRef { flow, reader: PhantomData })
+        self.find_hashed(self.hash(key), key)
+    }
+
+    #[inline]
+    fn find_hashed(&self, hash: u64, key: &FlowKey) -> Option<FlowRef<'_>> {
+        let (_, flow) = self.shard(hash)?.find(hash as u32, |flow| flow.agrees(&self.shape, key))?;
+        Some(flow)
     }
 
     /// Looks up those of the keys that are `wanted`, gives what it finds to `found`, and leaves the rest wanted.
     ///
-    /// The memory that all of them need is asked for before any of it is looked at: the latencies overlap.
+    /// The memory that all of them need, the counters of `poller` too, is asked for before any of it is looked at: the
+    /// latencies overlap.
     #[inline]
     pub(super) fn find_each<'s>(
         &'s self,
-        keys: &[FlowKey],
+        (keys, poller): (&[FlowKey], usize),
         wanted: &mut Places,
         mut found: impl FnMut(usize, FlowRef<'s>),
     ) {
@@ -388,24 +407,20 @@ impl Subtable {
                 }
             }
         }
+        let mut candidates = [None; Places::MAX];
         for place in likely {
             let candidate = self.shard(hashes[place]).and_then(|shard| shard.candidate(hashes[place] as u32));
-            candidate.into_iter().for_each(prefetch_flow);
+            candidate.into_iter().for_each(|flow| flow.prefetch(poller));
+            candidates[place] = candidate;
         }
         for place in likely {
-            let (key, hash) = (&keys[place], hashes[place]);
-            let flow =
-                self.shard(hash).and_then(|shard| shard.find(hash as u32, |flow| self.matches(flow, key)));
-            if let Some((_, flow)) = flow {
+            let key = &keys[place];
+            let candidate = candidates[place].filter(|flow| flow.agrees(&self.shape, key));
+            if let Some(flow) = candidate.or_else(|| self.find_hashed(hashes[place], key)) {
                 wanted.remove(place);
-                found(place, FlowRef { flow, reader: PhantomData });
+                found(place, flow);
             }
         }
-    }
-
-    #[inline]
-    fn matches(&self, flow: &Flow, key: &FlowKey) -> bool {
-        self.words.iter().all(|word| word.of(key) == flow.key.words()[word.index])
     }
 
     /// The bit of the guard that stands for the first word of `key`.
@@ -421,133 +436,135 @@ impl Subtable {
     }
 
     #[inline]
-    fn slot(&self, hash: u64) -> &AtomicPtr<Shard> {
-        &self.shards[(hash >> 58) as usize & (SHARDS - 1)]
+    fn index(hash: u64) -> usize {
+        (hash >> 58) as usize & (SHARDS - 1)
     }
 
     #[inline]
-    fn shard(&self, hash: u64) -> Option<&Shard> {
-        Self::load(self.slot(hash))
+    fn shard(&self, hash: u64) -> Option<Shard<'_>> {
+        self.shards[Self::index(hash)].shard()
     }
 
-    #[inline]
-    fn load(slot: &AtomicPtr<Shard>) -> Option<&Shard> {
-        // SAFETY: null, or made from a box by `publish`; retired, not freed, when it was replaced; so it is
-        // as protected as the subtable that `slot` is borrowed from.
-        unsafe { slot.load(Ordering::Acquire).as_ref() }
+    /// Counts flows that came (one) or went (all ones) in a shard; how many there are now.
+    fn count(&self, shard: usize, change: usize) -> usize {
+        let add = |len: &AtomicUsize| {
+            let now = len.load(Ordering::Relaxed).wrapping_add(change);
+            len.store(now, Ordering::Relaxed);
+            now
+        };
+        add(&self.len);
+        add(&self.lens[shard])
     }
 
-    /// Puts another shard, or none, in the place of one.
-    fn publish(slot: &AtomicPtr<Shard>, shard: Option<Box<Shard>>, limbo: &mut Limbo<Garbage>) {
-        let old = slot.swap(shard.map_or(ptr::null_mut(), Box::into_raw), Ordering::AcqRel);
-        // SAFETY: only this function sets the link, from a box, and it has just cut it.
-        if let Some(old) = unsafe { Unlinked::new(old) } {
-            limbo.retire(Garbage::Shard(old));
+    /// Puts other buckets, or none, in the place of those of a shard.
+    fn publish(&self, shard: usize, buckets: Option<Buckets>, limbo: &mut Limbo<Garbage>) {
+        if let Some(old) = self.shards[shard].swap(buckets) {
+            limbo.retire(Garbage::Buckets(old));
         }
     }
 
-    /// Adds a flow whose masked key is not in the table. Worst case: a copy of its shard.
-    pub(super) fn add(&self, flow: Arc<Flow>, limbo: &mut Limbo<Garbage>) -> Result<(), Crowded> {
-        self.guard.fetch_or(self.guard_bit(&flow.key), Ordering::Relaxed);
-        let hash = self.hash(&flow.key);
-        let flow = into_raw(flow);
-        let slot = self.slot(hash);
-        let shard = Self::load(slot);
-        if !shard.is_some_and(|shard| !shard.is_full() && shard.link(hash as u32, flow)) {
+    /// Adds a flow with this key, which is not in the table. Worst case: a copy of its shard.
+    pub(super) fn add(
+        &self,
+        (flow, key): (Flow, &FlowKey),
+        limbo: &mut Limbo<Garbage>,
+    ) -> Result<(), Crowded> {
+        let guard = self.guard.load(Ordering::Relaxed) | self.guard_bit(key);
+        self.guard.store(guard, Ordering::Relaxed);
+        let (hash, flow) = (self.hash(key), flow.into_raw());
+        let index = Self::index(hash);
+        let (shard, len) = (self.shards[index].shard(), self.lens[index].load(Ordering::Relaxed) + 1);
+        if !shard.is_some_and(|shard| !shard.is_full(len) && shard.link(hash as u32, flow)) {
             let all = shard.into_iter().flat_map(Shard::flows).chain([(hash as u32, flow)]);
-            match Shard::holding(&all.collect::<Vec<_>>()) {
-                Ok(copy) => Self::publish(slot, Some(copy), limbo),
+            match holding(&all.collect::<Vec<_>>()) {
+                Ok(copy) => self.publish(index, Some(copy), limbo),
                 Err(crowded) => {
-                    // SAFETY: the table has not linked it, so its count is still ours.
-                    drop(unsafe { Arc::from_raw(flow.as_ptr()) });
+                    // SAFETY: no link has it, so the share is still ours.
+                    drop(unsafe { Flow::from_raw(flow) });
                     return Err(crowded);
                 }
             }
         }
-        self.len.store(self.len() + 1, Ordering::Relaxed);
+        self.count(index, 1);
         Ok(())
     }
 
-    /// Puts a flow in the place of the one with the same masked key, if there is one, and retires that.
-    pub(super) fn replace(&self, flow: &Arc<Flow>, limbo: &mut Limbo<Garbage>) -> Option<Arc<Flow>> {
-        let hash = self.hash(&flow.key);
+    /// Puts a flow with this key in the place of the one with the same, if there is one, and retires that.
+    pub(super) fn replace(&self, (flow, key): (&Flow, &FlowKey), limbo: &mut Limbo<Garbage>) -> Option<Flow> {
+        let hash = self.hash(key);
         let shard = self.shard(hash)?;
-        let (place, old) = shard.find(hash as u32, |found| self.matches(found, &flow.key))?;
-        shard.exchange(hash as u32, &place, into_raw(Arc::clone(flow)).as_ptr());
-        Some(retire(old, limbo))
+        let (place, _) = shard.find(hash as u32, |found| found.agrees(&self.shape, key))?;
+        Some(retire(shard.exchange(hash as u32, &place, flow.clone().into_raw().as_ptr())?, limbo))
     }
 
     /// Unlinks and retires this very flow, if it is in the table. Worst case: a copy of its shard.
-    pub(super) fn take(&self, flow: &Flow, limbo: &mut Limbo<Garbage>) -> Option<Arc<Flow>> {
-        let hash = self.hash(&flow.key);
-        let slot = self.slot(hash);
-        let shard = Self::load(slot)?;
-        let (place, found) = shard.find(hash as u32, |found| ptr::eq(found, flow))?;
-        shard.unlink(hash as u32, &place);
-        self.len.store(self.len() - 1, Ordering::Relaxed);
-        if shard.len() == 0 {
-            Self::publish(slot, None, limbo);
-        } else if shard.is_sparse()
-            && let Ok(copy) = Shard::holding(&shard.flows().collect::<Vec<_>>())
+    pub(super) fn take(&self, flow: &Flow, limbo: &mut Limbo<Garbage>) -> Option<Flow> {
+        let hash = self.hash(&flow.key());
+        let index = Self::index(hash);
+        let shard = self.shards[index].shard()?;
+        let (place, _) = shard.find(hash as u32, |found| found == flow)?;
+        let taken = shard.unlink(hash as u32, &place)?;
+        let len = self.count(index, 1usize.wrapping_neg());
+        if len == 0 {
+            self.publish(index, None, limbo);
+        } else if shard.is_sparse(len)
+            && let Ok(copy) = holding(&shard.flows().collect::<Vec<_>>())
         {
-            Self::publish(slot, Some(copy), limbo);
+            self.publish(index, Some(copy), limbo);
         }
-        Some(retire(found, limbo))
+        Some(retire(taken, limbo))
     }
 
     /// Unlinks, kills and retires every flow.
     pub(super) fn drain(&self, limbo: &mut Limbo<Garbage>) {
-        for slot in &self.shards {
-            let flows: Vec<_> = Self::load(slot).into_iter().flat_map(Shard::flows).collect();
-            Self::publish(slot, None, limbo);
-            flows.into_iter().for_each(|(_, flow)| retire(flow, limbo).kill());
+        for (index, link) in self.shards.iter().enumerate() {
+            let flows: Vec<_> = link.shard().into_iter().flat_map(Shard::flows).collect();
+            self.publish(index, None, limbo);
+            for (_, flow) in flows {
+                // SAFETY: the link that held the share is gone with its buckets, which own no flow.
+                let flow = unsafe { Flow::from_raw(flow) };
+                flow.kill();
+                limbo.retire(Garbage::Flow(flow));
+            }
+            self.lens[index].store(0, Ordering::Relaxed);
         }
         self.len.store(0, Ordering::Relaxed);
     }
 
     /// The flows of one shard.
     pub(super) fn flows(&self, shard: usize) -> impl Iterator<Item = FlowRef<'_>> {
-        let flows = Self::load(&self.shards[shard]).into_iter().flat_map(Shard::flows);
-        flows.map(|(_, flow)| FlowRef { flow, reader: PhantomData })
+        let flows = self.shards[shard].shard().into_iter().flat_map(Shard::flows);
+        // SAFETY: a linked flow is protected like the shard it was found in.
+        flows.map(|(_, flow)| unsafe { FlowRef::new(flow) })
     }
 
     /// Some flow, chosen by `random`; rarely none although there are some. Looks at up to [`SHARDS`] links
     /// and 16 buckets: a shard is an eighth full at least, or has a single bucket.
     pub(super) fn draw(&self, random: u64) -> Option<FlowRef<'_>> {
         let start = random as usize;
-        let shard = (0..SHARDS).find_map(|i| Self::load(&self.shards[(start + i) & (SHARDS - 1)]))?;
+        let Shard(buckets) = (0..SHARDS).find_map(|i| self.shards[(start + i) & (SHARDS - 1)].shard())?;
         let start = (random >> 8) as usize;
-        let bucket = |i: usize| &shard.buckets[(start + i) & (shard.buckets.len() - 1)];
+        let bucket = |i: usize| &buckets[(start + i) & (buckets.len() - 1)];
         let bucket = (0..16).map(bucket).find(|bucket| bucket.flows().next().is_some())?;
         let (_, flow) = bucket.flows().nth((random >> 40) as usize % bucket.flows().count())?;
-        Some(FlowRef { flow, reader: PhantomData })
+        // SAFETY: a linked flow is protected like the bucket it was found in.
+        Some(unsafe { FlowRef::new(flow) })
     }
 }
 
 impl Drop for Subtable {
     fn drop(&mut self) {
-        for slot in &self.shards {
-            let shard = slot.load(Ordering::Relaxed);
-            if !shard.is_null() {
-                // SAFETY: it came from `Box::into_raw`, and who drops the subtable is its last user.
-                let shard = unsafe { Box::from_raw(shard) };
-                // SAFETY: a linked flow carries one count from `Arc::into_raw`, and no one will follow the
-                // link again.
-                shard.flows().for_each(|(_, flow)| drop(unsafe { Arc::from_raw(flow.as_ptr()) }));
-            }
+        for link in &self.shards {
+            let Some(buckets) = link.swap(None) else { continue };
+            // SAFETY: what is linked comes from `Flow::into_raw`; who drops the subtable is its last user, so no one will
+            // follow the link again.
+            buckets.shard().flows().for_each(|(_, flow)| drop(unsafe { Flow::from_raw(flow) }));
         }
     }
 }
 
-/// Gives a count of a flow to the link that will hold the pointer.
-fn into_raw(flow: Arc<Flow>) -> NonNull<Flow> {
-    NonNull::new(Arc::into_raw(flow).cast_mut()).expect("an Arc is never null")
-}
-
-/// Gives the count of an unlinked flow to the limbo, and the caller one of its own.
-fn retire(unlinked: NonNull<Flow>, limbo: &mut Limbo<Garbage>) -> Arc<Flow> {
-    // SAFETY: the pointer comes from `into_raw`, and the link that held its count is gone.
-    let flow = unsafe { Arc::from_raw(unlinked.as_ptr()) };
-    limbo.retire(Garbage::Flow(Arc::clone(&flow)));
-    flow
+/// Gives the share of an unlinked flow to the limbo, and the caller one of its own.
+fn retire(unlinked: Flow, limbo: &mut Limbo<Garbage>) -> Flow {
+    limbo.retire(Garbage::Flow(unlinked.clone()));
+    unlinked
 }

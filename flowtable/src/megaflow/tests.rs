@@ -1,6 +1,5 @@
 //! The table against a linear scan, its limits, its fairness, and readers beside a writer.
 
-use std::sync::Weak;
 use std::sync::atomic::AtomicBool;
 use std::thread;
 
@@ -24,21 +23,22 @@ pub(super) fn mask(words: &[(usize, u64)]) -> Mask {
     Mask(key(words).0)
 }
 
-pub(super) fn flow(key: &FlowKey, mask: &Mask, port: u32) -> Arc<Flow> {
+pub(super) fn flow(key: &FlowKey, mask: &Mask, port: u32) -> Flow {
     let decision = Decision {
         mask: *mask,
         actions: [Action::Drop(DropReason::NoDestination)].into(),
         effects: Box::new([]),
-        in_port: PortId(0),
+        in_port: PortId(port),
         depends: 0,
+        rests_on: Default::default(),
         cacheable: true,
     };
     let birth = Birth { generation: 1, pollers: 1, now: Instant::ZERO };
-    Arc::new(Flow::new(key, PortId(port), decision, birth))
+    Flow::new(key, decision, birth)
 }
 
 /// Flows that differ in word 0, which is all that their mask looks at.
-fn one_word(n: u64, port: u32) -> Arc<Flow> {
+fn one_word(n: u64, port: u32) -> Flow {
     flow(&key(&[(0, n)]), &mask(&[(0, u64::MAX)]), port)
 }
 
@@ -50,10 +50,10 @@ fn used(flow: &Flow, nanos: u64) {
 fn check(table: &Arc<Megaflows>) {
     let flows = table.snapshot();
     assert_eq!(flows.len(), table.len());
-    let masks: std::collections::HashSet<_> = flows.iter().map(|flow| flow.decision.mask).collect();
+    let masks: std::collections::HashSet<_> = flows.iter().map(|flow| *flow.mask()).collect();
     assert_eq!(masks.len(), table.masks());
     for port in 0..8 {
-        let held = flows.iter().filter(|flow| flow.in_port == PortId(port)).count();
+        let held = flows.iter().filter(|flow| flow.in_port() == PortId(port)).count();
         assert_eq!(table.port_len(PortId(port)), held);
     }
 }
@@ -91,16 +91,16 @@ proptest! {
     fn megaflow_is_a_linear_scan(steps in steps()) {
         let table = Arc::new(Megaflows::new(ROOMY));
         let mut reader = table.reader();
-        let mut scan: Vec<Arc<Flow>> = Vec::new();
+        let mut scan: Vec<Flow> = Vec::new();
         for step in steps {
             match step {
                 Step::Insert(mask, key, port) => {
                     let new = flow(&key, &mask, port);
-                    let same = scan.iter().position(|f| f.key == new.key && f.decision.mask == mask);
-                    match (table.insert(Arc::clone(&new)), same) {
+                    let same = scan.iter().position(|f| f.key() == new.key() && *f.mask() == mask);
+                    match (table.insert(new.clone()), same) {
                         (Inserted::Installed, None) => {}
                         (Inserted::Replaced(old), Some(at)) => {
-                            prop_assert!(Arc::ptr_eq(&old, &scan.swap_remove(at)));
+                            prop_assert!(old == scan.swap_remove(at));
                             prop_assert_eq!(old.generation(), DEAD);
                         }
                         (outcome, _) => prop_assert!(false, "{outcome:?}"),
@@ -115,12 +115,12 @@ proptest! {
                 }
                 Step::Remove(_) => {}
                 Step::Lookup(key) => {
-                    let matching = scan.iter().any(|f| key.masked(&f.decision.mask) == f.key);
+                    let matching = scan.iter().any(|f| key.masked(f.mask()) == f.key());
                     let found = reader.lookup(&key);
                     prop_assert_eq!(found.is_some(), matching);
                     if let Some(found) = found {
-                        prop_assert_eq!(key.masked(&found.decision.mask), found.key);
-                        prop_assert!(scan.iter().any(|f| Arc::ptr_eq(f, &found.share())));
+                        prop_assert_eq!(key.masked(found.mask()), found.key());
+                        prop_assert!(scan.iter().any(|f| *f == found.share()));
                     }
                 }
                 Step::Quiesce => reader.quiesce(),
@@ -135,11 +135,9 @@ proptest! {
         drop(reader);
         table.reclaim(usize::MAX);
         for flow in scan {
-            let weak = Arc::downgrade(&flow);
             table.lock().remove(&flow);
             table.reclaim(usize::MAX);
-            drop(flow);
-            prop_assert!(weak.upgrade().is_none(), "a removed flow is freed");
+            prop_assert_eq!(flow.shares(), 1, "a removed flow is freed");
         }
         prop_assert_eq!(table.masks(), 0);
     }
@@ -151,7 +149,7 @@ fn grows_and_shrinks_and_frees_everything() {
     let reader = table.reader();
     let flows: Vec<_> = (0..20_000).map(|n| one_word(n, 1)).collect();
     for flow in &flows {
-        assert!(matches!(table.insert(Arc::clone(flow)), Inserted::Installed));
+        assert!(matches!(table.insert(flow.clone()), Inserted::Installed));
     }
     assert!((0..20_000).all(|n| reader.lookup(&key(&[(0, n), (1, 9)])).is_some()));
     assert!(reader.lookup(&key(&[(0, 20_000)])).is_none());
@@ -160,26 +158,20 @@ fn grows_and_shrinks_and_frees_everything() {
         assert_eq!(table.remove(flow), Removed::Removed);
     }
     assert_eq!((table.len(), table.masks()), (0, 0));
-    assert!(Arc::strong_count(&flows[0]) > 1, "the reader holds up reclamation");
+    assert!(flows[0].shares() > 1, "the reader holds up reclamation");
     drop(reader);
     table.reclaim(usize::MAX);
-    assert!(flows.iter().all(|flow| Arc::strong_count(flow) == 1));
+    assert!(flows.iter().all(|flow| flow.shares() == 1));
 }
 
 #[test]
 fn dropping_the_table_frees_the_flows() {
     let table = Arc::new(Megaflows::new(ROOMY));
-    let weak: Vec<Weak<Flow>> = (0..100)
-        .map(|n| {
-            let flow = one_word(n, 1);
-            let weak = Arc::downgrade(&flow);
-            table.insert(flow);
-            weak
-        })
-        .collect();
-    table.remove(&weak[7].upgrade().unwrap());
+    let flows: Vec<_> = (0..100).map(|n| one_word(n, 1)).collect();
+    flows.iter().for_each(|flow| drop(table.insert(flow.clone())));
+    table.remove(&flows[7]);
     drop(table);
-    assert!(weak.iter().all(|weak| weak.upgrade().is_none()));
+    assert!(flows.iter().all(|flow| flow.shares() == 1));
 }
 
 #[test]
@@ -187,7 +179,7 @@ fn a_mask_that_is_one_too_many_is_refused_until_another_goes() {
     let table = Arc::new(Megaflows::new(Limits { flows: 100, masks: 2 }));
     let by_word = |i| flow(&key(&[(i, 1)]), &mask(&[(i, 1)]), 1);
     let first = by_word(0);
-    table.insert(Arc::clone(&first));
+    table.insert(first.clone());
     table.insert(by_word(1));
     assert!(matches!(table.insert(by_word(2)), Inserted::MaskLimit));
     assert_eq!(table.counters().mask_limit, 1);
@@ -202,12 +194,12 @@ fn when_full_the_biggest_holder_loses_its_oldest() {
     let theirs: Vec<_> = (0..10).map(|n| one_word(n, 1)).collect();
     for (age, flow) in theirs.iter().enumerate() {
         used(flow, 100 - age as u64);
-        table.insert(Arc::clone(flow));
+        table.insert(flow.clone());
     }
     assert!(matches!(table.insert(one_word(10, 1)), Inserted::Full), "the biggest holder evicts nobody");
     for n in 11..16 {
         let Inserted::Evicted(old) = table.insert(one_word(n, 2)) else { panic!("port 2 holds fewer") };
-        assert_eq!((old.in_port, old.generation()), (PortId(1), DEAD));
+        assert_eq!((old.in_port(), old.generation()), (PortId(1), DEAD));
         check(&table);
     }
     assert!(matches!(table.insert(one_word(16, 2)), Inserted::Full), "both hold five");
@@ -250,12 +242,12 @@ fn who_writes_keeps_other_writers_out_but_no_reader() {
     let table = Arc::new(Megaflows::new(ROOMY));
     let reader = table.reader();
     let there = one_word(1, 1);
-    table.insert(Arc::clone(&there));
+    table.insert(there.clone());
     let writer = table.lock();
     assert!(matches!(table.insert(one_word(2, 1)), Inserted::Busy));
     assert_eq!(table.remove(&there), Removed::Busy);
     assert_eq!(there.generation(), DEAD, "dead in any case");
-    assert!(reader.lookup(&there.key).is_some());
+    assert!(reader.lookup(&there.key()).is_some());
     assert_eq!(table.snapshot().len(), 1);
     drop(writer);
     assert_eq!(table.counters().busy, 2);
@@ -267,14 +259,14 @@ fn a_visit_in_small_steps_sees_what_stays_exactly_once() {
     let table = Arc::new(Megaflows::new(ROOMY));
     let stays: Vec<_> =
         (0..3000).map(|n| flow(&key(&[(n % 3, n as u64 / 3)]), &mask(&[(n % 3, u64::MAX)]), 1)).collect();
-    stays.iter().for_each(|flow| drop(table.insert(Arc::clone(flow))));
+    stays.iter().for_each(|flow| drop(table.insert(flow.clone())));
     let mut reader = table.reader();
     let (mut seen, mut steps, mut next) = (Vec::new(), 0, Some(Cursor::default()));
     while let Some(cursor) = next {
         let mut this = 0;
         next = reader.visit(cursor, 10, |flow| {
             this += 1;
-            seen.push(Arc::as_ptr(&flow.share()));
+            seen.push(flow.share());
         });
         assert!(this < 100, "10 and a shard");
         let guest = one_word(10_000 + steps, 2);
@@ -283,7 +275,7 @@ fn a_visit_in_small_steps_sees_what_stays_exactly_once() {
         reader.quiesce();
     }
     for flow in &stays {
-        assert_eq!(seen.iter().filter(|seen| **seen == Arc::as_ptr(flow)).count(), 1);
+        assert_eq!(seen.iter().filter(|seen| *seen == flow).count(), 1);
     }
 }
 
@@ -292,7 +284,7 @@ fn readers_beside_a_writer_always_find_what_stays() {
     let table = Arc::new(Megaflows::new(ROOMY));
     let masks: Vec<_> = (1..5).map(|i| mask(&[(0, u64::MAX), (i, 1)])).collect();
     let stays: Vec<_> = (0..256).map(|n| flow(&key(&[(0, n)]), &masks[n as usize % 4], 1)).collect();
-    stays.iter().for_each(|flow| drop(table.insert(Arc::clone(flow))));
+    stays.iter().for_each(|flow| drop(table.insert(flow.clone())));
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
         for _ in 0..2 {
@@ -303,7 +295,7 @@ fn readers_beside_a_writer_always_find_what_stays() {
                         let wanted = key(&[(0, n)]);
                         let found = reader.lookup(&wanted);
                         assert!(n >= 256 || found.is_some_and(|flow| flow.generation() != DEAD));
-                        assert!(found.is_none_or(|flow| flow.key.words()[0] == n));
+                        assert!(found.is_none_or(|flow| flow.key().words()[0] == n));
                     }
                     reader.park(|| ());
                     reader.quiesce();
@@ -313,12 +305,12 @@ fn readers_beside_a_writer_always_find_what_stays() {
         for round in 0..20 {
             let guests: Vec<_> =
                 (256..2048).map(|n| flow(&key(&[(0, n)]), &masks[(n + round) as usize % 4], 2)).collect();
-            guests.iter().for_each(|flow| drop(table.insert(Arc::clone(flow))));
+            guests.iter().for_each(|flow| drop(table.insert(flow.clone())));
             guests.iter().for_each(|flow| assert_eq!(table.remove(flow), Removed::Removed));
         }
         done.store(true, Ordering::Relaxed);
     });
     check(&table);
     table.reclaim(usize::MAX);
-    assert!(stays.iter().all(|flow| Arc::strong_count(flow) == 2), "theirs and ours");
+    assert!(stays.iter().all(|flow| flow.shares() == 2), "theirs and ours");
 }

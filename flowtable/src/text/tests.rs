@@ -331,10 +331,11 @@ fn flow_with(key: &FlowKey, mask: Mask, actions: &[Action]) -> Flow {
         actions: actions.into(),
         effects: [].into(),
         depends: 0,
+        rests_on: Default::default(),
         in_port: PortId(1),
         cacheable: true,
     };
-    Flow::new(key, PortId(1), decision, Birth { generation: 1, pollers: 1, now: Instant::ZERO })
+    Flow::new(key, decision, Birth { generation: 1, pollers: 1, now: Instant::ZERO })
 }
 
 /// The dump of a flow for `text`'s key whose decision looked so.

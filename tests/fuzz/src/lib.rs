@@ -1,13 +1,14 @@
 //! What must hold for any input: the bodies of the fuzz targets, which `tests/corpus.rs` runs too.
 
 use encap::decap::Decapped;
-use encap::field::MacAddr;
+use encap::field::{EtherType, MacAddr};
 use encap::offload::{Csum, Gso, Offload};
-use encap::offsets::ETHERNET;
+use encap::offsets::{ETHERNET, walk};
 use encap::template::{Outer, Template};
 use encap::tunnel::TunnelKind;
 use flowtable::id::PortId;
 use flowtable::key::FlowKey;
+use flowtable::keys::Keys;
 use flowtable::mask::Mask;
 use flowtable::text::{parse, print, print_key};
 
@@ -17,7 +18,11 @@ pub use self::vhost::vhost_message;
 
 /// A frame of any bytes has a canonical key, which survives being printed and parsed; or it is too short.
 pub fn extract(frame: &[u8]) {
-    let Ok(key) = flowtable::extract::extract(frame, PortId(1)) else {
+    let key = flowtable::extract::extract(frame, PortId(1));
+    let mut keys = Keys::default();
+    let sound = keys.extract(std::iter::once(frame), PortId(1));
+    assert_eq!(sound.contains(0).then(|| keys[0]), key.ok(), "in a batch and alone");
+    let Ok(key) = key else {
         assert!(frame.len() < ETHERNET, "{} bytes refused", frame.len());
         return;
     };
@@ -49,9 +54,14 @@ pub fn decap(input: &[u8]) {
         csum: if expect & 0x40 == 0 { Csum::None } else { partial },
         gso: if expect & 0x80 == 0 { Gso::None } else { Gso::Tcp4 { mss: 1000 } },
     };
-    let Ok(decapped) = encap::decap::decap(frame, kind, offload) else { return };
+    let decapped = encap::decap::decap(frame, kind, offload);
+    let plain = encap::decap::plain(frame, kind, offload);
+    assert!(plain.is_none() || plain == decapped.ok(), "{plain:?}, not {decapped:?}");
+    let Ok(decapped) = decapped else { return };
     let Decapped { id, src, dst, tos, ttl, df, csum, inner_at, inner_end, .. } = decapped;
     assert!(inner_at + ETHERNET <= inner_end && inner_end <= frame.len(), "{decapped:?}");
+    let is_ipv4 = walk(frame).is_ok_and(|offsets| offsets.ether_type == EtherType::IPV4);
+    let [src, dst] = [src, dst].map(|ip| if is_ipv4 { ip.to_canonical() } else { ip.into() });
     let [eth_src, eth_dst] = [MacAddr([2; 6]); 2];
     let (tags, dst_port) = (Default::default(), 9);
     let outer = Outer { kind, id, eth_src, eth_dst, tags, src, dst, tos, ttl, df, dst_port, csum };

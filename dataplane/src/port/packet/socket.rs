@@ -12,7 +12,6 @@ use nix::errno::Errno;
 
 use crate::batch::BATCH;
 use crate::frame::Frame;
-use crate::port::overflow::Overflow;
 use crate::port::sockopt::{self, Failure, failed, get, set};
 use crate::port::vnet;
 
@@ -122,11 +121,12 @@ pub(super) fn takes_udp_gso() -> bool {
     (numbers.next(), numbers.next()) >= (Some(6), Some(2))
 }
 
-/// Receives as many frames as have arrived, at most one into each of `small`; does not block.
-pub(super) fn receive(
+/// Receives as many frames as have arrived, at most one into each of `small`, and its end into the tail of the same place;
+/// does not block.
+pub(super) fn receive<'a>(
     socket: &OwnedFd,
     small: &mut [Frame],
-    overflow: &mut Overflow,
+    tails: impl Iterator<Item = &'a mut [u8]>,
 ) -> Result<ArrayVec<Arrival, BATCH>, Errno> {
     // SAFETY: both are integers and pointers only: all zero is a value of them.
     let (control, message): (Control, libc::mmsghdr) = unsafe { std::mem::zeroed() };
@@ -134,7 +134,7 @@ pub(super) fn receive(
     let mut controls = [control; BATCH];
     let mut slices: ArrayVec<[libc::iovec; 3], BATCH> = ArrayVec::new();
     let mut messages: ArrayVec<libc::mmsghdr, BATCH> = ArrayVec::new();
-    let parts = small.iter_mut().zip(headers.iter_mut().zip(overflow.parts_mut()));
+    let parts = small.iter_mut().zip(headers.iter_mut().zip(tails));
     slices.extend(parts.map(|(frame, (header, rest))| [header, frame.room_mut(), rest].map(slice_mut)));
     messages.extend(slices.iter_mut().zip(&mut controls).map(|(slices, control)| {
         let mut message = message;

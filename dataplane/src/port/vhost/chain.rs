@@ -12,11 +12,12 @@ use std::ptr::NonNull;
 
 use arrayvec::ArrayVec;
 
-use super::copy::{copy, read};
+use super::copy::{LINE, copy, prefetch, prefetch_to_write, read};
 use super::log::DirtyLog;
-use super::memory::GuestMemory;
+use super::memory::{GuestMemory, Span};
 use super::ring::Fault;
 use crate::batch::BATCH;
+use crate::virtio::NET_HEADER;
 use crate::virtio::layout::{Descriptor, WRITE};
 
 /// The most buffers of a chain, in its ring and in its table, as for QEMU (`VIRTQUEUE_MAX_SIZE`) and Linux (`UIO_MAXIOV`). A
@@ -110,6 +111,9 @@ pub(super) trait Chains {
     /// Takes the next chain and gives it back, with so many bytes written. The guest sees it once it is published.
     fn give_back(&mut self, chain: Chain, written: u32);
 
+    /// The same for all chains of (the front of) the run that [`Chains::plain`] found last. `written` is by place in the run.
+    fn give_back_run(&mut self, run: &[Plain], written: impl Fn(usize) -> u32);
+
     /// Shows the guest what was given back since the last time: how many entries of the ring.
     fn publish(&mut self, log: Option<&DirtyLog>) -> u16;
 
@@ -160,6 +164,20 @@ impl Pieces {
             links: 0,
             steps: 0,
             at: (0, 0),
+        }
+    }
+
+    /// Asks for the lines of a plain chain's buffer that are touched first, so that they come while descriptors are read.
+    ///
+    /// DPDK's driver puts the header at the end of one line and the frame at the begin of the next; Linux's has both in one.
+    /// A header for the guest is mostly the same as the last that stood there, and then only read.
+    #[inline(always)]
+    pub(super) fn ask(&self, span: Span) {
+        let base = span.base.as_ptr();
+        prefetch(base);
+        match self.direction {
+            Direction::FromGuest => prefetch(base.wrapping_add(LINE.min(span.len - 1))),
+            Direction::ToGuest => prefetch_to_write(base.wrapping_add(NET_HEADER)),
         }
     }
 

@@ -11,6 +11,8 @@
 use std::ptr::copy_nonoverlapping;
 use std::sync::atomic::{Ordering, compiler_fence};
 
+/// Bytes of a line of the cache.
+pub(super) const LINE: usize = 64;
 /// The most bytes that are moved in line.
 const WIDE: usize = 128;
 
@@ -56,13 +58,26 @@ pub(super) unsafe fn read<T: Copy>(from: *const u8) -> T {
     value
 }
 
-/// Asks for the first line of a buffer.
+/// Asks for a line, to read it.
 #[inline(always)]
-pub(super) fn prefetch(at: *const u8) {
+pub(in crate::port) fn prefetch(at: *const u8) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a prefetch of any address is allowed and changes nothing.
     unsafe {
         std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(at.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
+/// Asks for a line, to write it. In assembly, since the compiler makes a prefetch to read of it where it does not know
+/// whether the processor has this one; one that has not does nothing instead.
+#[inline(always)]
+pub(super) fn prefetch_to_write(at: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: as above.
+    unsafe {
+        std::arch::asm!("prefetchw [{}]", in(reg) at, options(nostack, preserves_flags, readonly));
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = at;

@@ -13,7 +13,6 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use super::chain::{Chain, Chains, Direction, Pieces, Plain, Run, Stop, Table};
-use super::copy::prefetch;
 use super::inflight::{self, InflightError};
 use super::log::DirtyLog;
 use super::memory::GuestMemory;
@@ -287,7 +286,7 @@ impl Chains for Packed {
             }
             match pieces.memory.at(guest, len as usize) {
                 Some(span) if span.len == len as usize => {
-                    prefetch(span.base.as_ptr());
+                    pieces.ask(span);
                     run.push(Plain { base: span.base, guest, len, id });
                 }
                 _ => return Stop::Walk,
@@ -342,8 +341,7 @@ impl Chains for Packed {
     #[inline(always)]
     fn give_back(&mut self, chain: Chain, written: u32) {
         let place = self.next;
-        let flags = place.used() | if written == 0 { 0 } else { WRITE };
-        let word = u64::from(written) | u64::from(chain.id) << 32 | u64::from(flags) << FLAGS;
+        let word = used_word(place, chain.id, written);
         match self.first {
             None => self.first = Some((place, word)),
             Some(_) => self.word(place.index, 1).store(word, Ordering::Release),
@@ -355,6 +353,22 @@ impl Chains for Packed {
         {
             inflight.done(entry);
         }
+    }
+
+    #[inline(always)]
+    fn give_back_run(&mut self, run: &[Plain], written: impl Fn(usize) -> u32) {
+        debug_assert!(run.is_empty() || self.inflight.is_none());
+        let (mut place, mut first) = (self.next, self.first);
+        for (count, plain) in run.iter().enumerate() {
+            let word = used_word(place, plain.id, written(count));
+            match first {
+                None => first = Some((place, word)),
+                Some(_) => self.word(place.index, 1).store(word, Ordering::Release),
+            }
+            place = place.behind(1, self.size);
+        }
+        (self.next, self.first) = (place, first);
+        self.given += run.len() as u16;
     }
 
     #[inline(always)]
@@ -386,6 +400,13 @@ impl Chains for Packed {
             _ => true,
         }
     }
+}
+
+/// The second word of a descriptor that is used.
+#[inline(always)]
+fn used_word(place: Place, id: u16, written: u32) -> u64 {
+    let flags = place.used() | if written == 0 { 0 } else { WRITE };
+    u64::from(written) | u64::from(id) << 32 | u64::from(flags) << FLAGS
 }
 
 /// The two words of a descriptor.

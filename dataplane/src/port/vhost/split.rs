@@ -11,7 +11,6 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU16, Ordering, fence};
 
 use super::chain::{Chain, Chains, Pieces, Plain, Run, Stop, Table};
-use super::copy::prefetch;
 use super::inflight::{self, InflightError};
 use super::log::DirtyLog;
 use super::memory::GuestMemory;
@@ -227,7 +226,7 @@ impl Chains for Split {
             }
             match pieces.memory.at(guest, len as usize) {
                 Some(span) if span.len == len as usize => {
-                    prefetch(span.base.as_ptr());
+                    pieces.ask(span);
                     run.push(Plain { base: span.base, guest, len, id });
                 }
                 _ => return Stop::Walk,
@@ -279,6 +278,20 @@ impl Chains for Split {
             inflight.done(chain.id);
             self.again.pop_front();
         }
+    }
+
+    #[inline(always)]
+    fn give_back_run(&mut self, run: &[Plain], written: impl Fn(usize) -> u32) {
+        debug_assert!(run.is_empty() || self.inflight.is_none());
+        let (used, mask) = (self.used.as_ptr(), usize::from(self.size) - 1);
+        let first = usize::from(self.next);
+        for (place, plain) in run.iter().enumerate() {
+            let element = u64::from(plain.id) | u64::from(written(place)) << 32;
+            let at = RING + size_of::<UsedElement>() * ((first + place) & mask);
+            // SAFETY: as above.
+            unsafe { used.add(at).cast::<u64>().write_unaligned(element) };
+        }
+        self.next = self.next.wrapping_add(run.len() as u16);
     }
 
     #[inline(always)]

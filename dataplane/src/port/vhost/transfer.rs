@@ -3,7 +3,10 @@
 //! Plain chains go through in runs: all descriptors of a run are read and their buffers asked for before the first byte is
 //! copied. A chain that is not plain is walked, and then the next run begins.
 //!
-//! The guest sees nothing of a batch before all of it is done, and is called at most once.
+//! The guest sees nothing of a batch before all of it is done, and is called at most once. What a run gives back is written
+//! behind its copies, by positions in registers: to read the position from the ring again after each frame waited, by a store
+//! that could not be forwarded, for all stores to the guest's lines before it (72 % of the samples of `tx` in testpmd's loop
+//! of 60 bytes were at that load).
 //!
 //! Worst case: a batch looks at twice [`STEPS_MAX`] descriptors and one chain more.
 
@@ -12,7 +15,6 @@
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
-use encap::offload::Offload;
 use nix::sys::eventfd::EventFd;
 
 use super::call;
@@ -133,23 +135,21 @@ impl Transfer {
         let lens = (header + FRAME_MIN) as u32..=(header + PLAIN_MAX) as u32;
         let mut run = Run::new();
         let stop = ring.plain(left, &self.pieces, &mut run, |_, len| lens.contains(&len));
-        for (count, plain) in run.iter().enumerate() {
-            let Some(mut frame) = pool.frames.alloc() else { return (count, Stop::Enough) };
+        let mut taken = 0;
+        for plain in &run {
+            let Some(mut frame) = pool.frames.alloc() else { break };
+            taken += 1;
             // SAFETY: the buffer is longer than its header, and no longer than header and room of the frame.
-            let work = unsafe { fill(&mut frame, plain, header) };
-            match work.map_or_else(|header| vnet::parse(&header, frame.bytes()), Ok) {
-                Ok(work) => {
-                    frame.offload = work;
-                    batch.push(frame);
-                }
-                Err(_) => {
-                    pool.counters.rx_errors += 1;
-                    pool.frames.free(frame);
-                }
+            let said = unsafe { fill(&mut frame, plain, header) };
+            if said.is_empty() || describe(&mut frame, said) {
+                batch.push(frame);
+            } else {
+                pool.counters.rx_errors += 1;
+                pool.frames.free(frame);
             }
-            ring.give_back(Chain { id: plain.id, slots: 1, len: plain.len.into() }, 0);
         }
-        (run.len(), stop)
+        ring.give_back_run(&run[..taken], |_| 0);
+        (taken, if taken < run.len() { Stop::Enough } else { stop })
     }
 
     /// Receives one chain of any kind.
@@ -246,9 +246,8 @@ impl Transfer {
             // SAFETY: the buffer is as long as header and frame, at least.
             unsafe { empty(frame, plain, header) };
             sent.count(frame);
-            let written = (header + frame.len()) as u32;
-            ring.give_back(Chain { id: plain.id, slots: 1, len: plain.len.into() }, written);
         }
+        ring.give_back_run(&run, |place| (header + batch[place].len()) as u32);
         if let Some(log) = &self.log {
             run.iter().zip(batch).for_each(|(plain, frame)| log.mark(plain.guest, header + frame.len()));
         }
@@ -321,25 +320,63 @@ impl Transfer {
     }
 }
 
-/// Copies a plain chain into a frame. Returns what the header leaves to do, or the header if that is to be found out.
+/// The ten bytes of a header as they were read, once.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Said(u64, u16);
+
+impl Said {
+    /// A header for a frame on which nothing is left to do.
+    const NOTHING: Said = Said(0, 0);
+
+    /// No flags, no segmentation: the other fields mean nothing.
+    #[inline(always)]
+    fn is_empty(self) -> bool {
+        self.0.to_ne_bytes()[..2] == [0, 0]
+    }
+
+    fn bytes(self) -> [u8; vnet::LEN] {
+        let mut bytes = [0; vnet::LEN];
+        bytes[..8].copy_from_slice(&self.0.to_ne_bytes());
+        bytes[8..].copy_from_slice(&self.1.to_ne_bytes());
+        bytes
+    }
+
+    fn of(bytes: [u8; vnet::LEN]) -> Said {
+        let [a, b, c, d, e, f, g, h, i, j] = bytes;
+        Said(u64::from_ne_bytes([a, b, c, d, e, f, g, h]), u16::from_ne_bytes([i, j]))
+    }
+}
+
+/// Copies a plain chain into a new frame. Returns its header.
 ///
 /// # Safety
 /// The buffer has at least `header` bytes, and at most as many more as the frame has room.
 #[inline(always)]
-unsafe fn fill(frame: &mut Frame, plain: &Plain, header: usize) -> Result<Offload, [u8; vnet::LEN]> {
+unsafe fn fill(frame: &mut Frame, plain: &Plain, header: usize) -> Said {
     let len = plain.len as usize - header;
     let from = plain.base.as_ptr();
-    // SAFETY: the caller's word; a header has ten bytes or more.
-    let said: [u8; vnet::LEN] = unsafe {
-        copy(from.add(header), frame.room_mut().as_mut_ptr(), len);
-        read(from)
-    };
     frame.set_len(len);
-    // No flags, no segmentation: the other fields mean nothing.
-    if said[..2] == [0, 0] { Ok(Offload::NONE) } else { Err(said) }
+    // SAFETY: the caller's word; a header has ten bytes or more.
+    unsafe {
+        copy(from.add(header), frame.room_mut().as_mut_ptr(), len);
+        Said(read(from), read(from.add(8)))
+    }
+}
+
+/// Notes what a header leaves to do; false if it lies.
+#[inline(never)]
+fn describe(frame: &mut Frame, said: Said) -> bool {
+    let parsed = vnet::parse(&said.bytes(), frame.bytes());
+    if let Ok(work) = parsed {
+        frame.offload = work;
+    }
+    parsed.is_ok()
 }
 
 /// Copies a frame and its header into a plain chain.
+///
+/// A header that stands there already is not written again: where it has a line for itself the guest keeps that line, and
+/// neither waits for the other.
 ///
 /// # Safety
 /// The buffer is long enough.
@@ -347,15 +384,31 @@ unsafe fn fill(frame: &mut Frame, plain: &Plain, header: usize) -> Result<Offloa
 unsafe fn empty(frame: &Frame, plain: &Plain, header: usize) {
     let to = plain.base.as_ptr();
     let said = match frame.offload.is_none() {
-        true => [0; vnet::LEN],
-        false => vnet::emit(&frame.offload, frame.bytes()),
+        true => Said::NOTHING,
+        false => Said::of(vnet::emit(&frame.offload, frame.bytes())),
     };
     // SAFETY: the caller's word.
     unsafe {
-        to.cast::<[u8; vnet::LEN]>().write_unaligned(said);
-        if header == NET_HEADER {
-            to.add(vnet::LEN).cast::<[u8; 2]>().write_unaligned(1u16.to_le_bytes());
-        }
         copy(frame.bytes().as_ptr(), to.add(header), frame.len());
+        write_unlike(to, said.0);
+        let [csum, offset] = said.1.to_ne_bytes();
+        match header {
+            NET_HEADER => write_unlike(to.add(8), u32::from_ne_bytes([csum, offset, 1, 0])),
+            _ => write_unlike(to.add(8), said.1),
+        }
+    }
+}
+
+/// Writes a value, unless it stands there.
+///
+/// # Safety
+/// `to` has room for it, and any bytes are one.
+#[inline(always)]
+unsafe fn write_unlike<T: Copy + PartialEq>(to: *mut u8, value: T) {
+    // SAFETY: the caller's word.
+    unsafe {
+        if read::<T>(to) != value {
+            to.cast::<T>().write_unaligned(value);
+        }
     }
 }

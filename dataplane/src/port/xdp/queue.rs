@@ -13,10 +13,11 @@ use nix::errno::Errno;
 use xsk_rs::FrameDesc;
 
 use super::lent::Lent;
-use super::unfinished::Unfinished;
+use super::unfinished::{Uncuttable, Unfinished};
 use crate::batch::{BATCH, Batch};
 use crate::frame::umem::{Rings, SharedUmem, TX_RING};
 use crate::frame::{Chunk, Frame, FrameCache, HEADROOM, SMALL};
+use crate::port::vhost::copy::prefetch;
 use crate::port::{Counters, PortError, Sent};
 
 /// Bytes of a frame that one chunk holds.
@@ -92,12 +93,13 @@ impl Queue {
         #[allow(unsafe_code)]
         // SAFETY: the descriptors are only written, and the ring is of the UMEM that they will belong to.
         let count = unsafe { self.rings.rx.consume(&mut self.descs[..room]) };
+        let first = batch.len();
         for i in 0..count {
             let desc = self.descs[i];
-            let frame = self.receive(frames, desc);
-            batch.extend(frame.and_then(|frame| self.finish(frames, frame)));
+            batch.extend(self.receive(frames, desc).inspect(|frame| prefetch(frame.bytes().as_ptr())));
         }
         self.stock(frames);
+        self.finish(frames, batch, first);
         if count == 0 && room != 0 { self.rest(frames) } else { Ok(()) }
     }
 
@@ -117,15 +119,20 @@ impl Queue {
         }
     }
 
-    /// The frame with what its sender left to do, or none if that is not known.
+    /// Finds what the senders of the frames from `first` on left to do; those of which that is not known are dropped.
     #[inline]
-    fn finish(&mut self, frames: &mut FrameCache, mut frame: Frame) -> Option<Frame> {
-        if self.unfinished.is_some_and(|unfinished| unfinished.mark(&mut frame).is_err()) {
-            self.broken += 1;
-            frames.free(frame);
-            return None;
+    fn finish(&mut self, frames: &mut FrameCache, batch: &mut Batch, first: usize) {
+        let Some(unfinished) = self.unfinished else { return };
+        let mut at = first;
+        while let Some(frame) = batch.get_mut(at) {
+            match unfinished.mark(frame) {
+                Ok(()) => at += 1,
+                Err(Uncuttable) => {
+                    self.broken += 1;
+                    frames.free(batch.remove(at));
+                }
+            }
         }
-        Some(frame)
     }
 
     #[cold]

@@ -1,6 +1,6 @@
 //! Tables by name, and questions to them in flow text.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,6 +35,8 @@ pub struct Draft {
     pub segments: Vec<Segment>,
     pub underlay: Underlay,
     pub routes: Vec<(Prefix, Route)>,
+    /// Ports whose ids are free: their entries are out of the tables, until they come back.
+    pub gone: BTreeSet<PortId>,
 }
 
 /// Published tables, what was learned under them, and the time.
@@ -249,8 +251,10 @@ impl Draft {
         let mut listeners: HashMap<(TunnelKind, u16), PortId> = HashMap::new();
         let mut tunnels = Vec::new();
         for (at, port) in ports.iter_mut().enumerate() {
-            if let PortKind::Tunnel(tunnel) = &mut port.kind {
-                let id = PortId(at as u32);
+            let id = PortId(at as u32);
+            if let PortKind::Tunnel(tunnel) = &mut port.kind
+                && !self.gone.contains(&id)
+            {
                 tunnel.listener = *listeners.entry((tunnel.kind, tunnel.dst_port)).or_insert(id);
                 tunnels.push((id, *tunnel));
             }
@@ -258,7 +262,11 @@ impl Draft {
         let routes = self.routes.iter().copied().collect();
         Tables {
             bridges: self.bridges.iter().cloned().map(Some).collect(),
-            ports: ports.into_iter().map(Some).collect(),
+            ports: (0..)
+                .map(PortId)
+                .zip(ports)
+                .map(|(id, port)| (!self.gone.contains(&id)).then_some(port))
+                .collect(),
             segments: Arc::new(Segments::new(self.segments.clone())),
             tunnels: Arc::new(Tunnels::new(tunnels)),
             underlay: Arc::new(Underlay { routes, ..self.underlay.clone() }),
@@ -295,10 +303,15 @@ impl Lab {
     /// Publishes tables that differ from those in force, as the switch does. Dependency bits of what a poller learned by the
     /// old ones meanwhile.
     pub fn change(&mut self, draw: impl FnOnce(&mut Draft)) -> u64 {
+        self.change_while(draw, |_| ())
+    }
+
+    /// As [`Lab::change`], while somebody still works by the old tables.
+    pub fn change_while(&mut self, draw: impl FnOnce(&mut Draft), lag: impl FnOnce(&Lab)) -> u64 {
         draw(&mut self.draft);
         let tables = self.draft.tables();
-        let learned = learn::carry_over(&self.snapshot, &tables);
-        let new = Snapshot { generation: self.snapshot.generation + 1, tables, learned };
+        let new = learn::succeed(&self.snapshot, tables);
+        lag(self);
         let old = std::mem::replace(&mut self.snapshot, new);
         learn::forget_changed(&old.tables, &self.snapshot)
     }

@@ -16,10 +16,13 @@ const PORTS: &[&str] = &[
     "eth1", "vtep0", "vm1", "vm2", "q", "t", "eth2", "r1", "vx0", "gre0", "p2p", "keyless", "here", "there",
 ];
 
+/// How many choices there are.
+pub(super) const BITS: u32 = 18;
+
 /// What differs from one set of tables to the next.
 #[derive(Debug, Clone)]
-struct Shape {
-    bits: u32,
+pub(super) struct Shape {
+    pub(super) bits: u32,
     tos: &'static str,
     ttl: &'static str,
     carrier: &'static str,
@@ -30,7 +33,7 @@ impl Shape {
         self.bits >> bit & 1 != 0
     }
 
-    fn draw(&self, draft: &mut Draft) {
+    pub(super) fn draw(&self, draft: &mut Draft) {
         let outer = format!("{} {} {}", self.tos, self.ttl, self.carrier);
         draft.bridge("phy");
         draft.port("eth1");
@@ -67,10 +70,18 @@ impl Shape {
             });
         }
         self.draw_segments(draft);
+        if self.is(13) {
+            draft.access("late", 1);
+        }
+        if self.is(14) {
+            draft.route("10.0.0.0/8", "vtep0", "192.0.2.3");
+        }
     }
 
     fn draw_segments(&self, draft: &mut Draft) {
-        let blue = draft.segment("blue", 1, "vx0 1 192.0.2.2 2001:db8::2");
+        let vteps = if self.is(15) { "192.0.2.2" } else { "192.0.2.2 2001:db8::2" };
+        let id = if self.is(16) { 3 } else { 1 };
+        let blue = draft.segment("blue", 1, &format!("vx0 {id} {vteps}"));
         blue.strict_peers = self.is(6);
         blue.learning = self.is(7);
         if self.is(8) {
@@ -78,6 +89,9 @@ impl Shape {
         }
         draft.segment("red", 2, if self.is(9) { "gre0 2 192.0.2.3" } else { "eth2 2" });
         draft.segment("none", 4096, if self.is(10) { "vx0 2 192.0.2.3" } else { "eth2 3" });
+        if self.is(17) {
+            draft.underlay.path_mtus.insert(ip("192.0.2.3"), 1400);
+        }
         if self.is(11) {
             draft.segment("flat", 3, "eth2 0");
         }
@@ -88,10 +102,15 @@ impl Shape {
     }
 }
 
-fn shape() -> impl Strategy<Value = Shape> {
+pub(super) fn shape() -> impl Strategy<Value = Shape> {
     let tos = select(vec!["tos=0", "tos=184", "tos=inherit"]);
     let (ttl, carrier) = (select(vec!["ttl=64", "ttl=inherit"]), select(vec!["", "host"]));
-    (0u32..1 << 13, tos, ttl, carrier).prop_map(|(bits, tos, ttl, carrier)| Shape { bits, tos, ttl, carrier })
+    (0u32..1 << BITS, tos, ttl, carrier).prop_map(|(bits, tos, ttl, carrier)| Shape {
+        bits,
+        tos,
+        ttl,
+        carrier,
+    })
 }
 
 fn addresses() -> impl Strategy<Value = String> {
@@ -145,7 +164,7 @@ fn tunnelled() -> impl Strategy<Value = String> {
     prop_oneof![1 => Just(String::new()), 1 => outer]
 }
 
-fn frame() -> impl Strategy<Value = String> {
+pub(super) fn frame() -> impl Strategy<Value = String> {
     let parts = (select(PORTS.to_vec()), addresses(), tags(), packet(), tunnelled());
     parts.prop_map(|(port, addresses, tags, packet, tunnelled)| {
         // Only what comes out of a tunnel has been in one.

@@ -1,0 +1,112 @@
+//! Frames whose flow no cache knows: translated, and what came of it remembered.
+
+use std::slice::from_ref;
+
+use flowtable::action::{Action, DropReason};
+use flowtable::flow::{DEAD, Decision, Flow, FlowRef};
+use flowtable::id::PortId;
+use flowtable::key::FlowKey;
+
+use super::hits::Count;
+use super::{Arrival, Caches, Poller};
+use crate::batch::Batch;
+use crate::execute::{Origin, execute};
+use crate::frame::Frame;
+use crate::revalidate::is_still_so;
+use crate::stats::cycles;
+use crate::translate::{Silent, View, translate};
+use crate::upcall;
+
+/// What the caches know of a frame's flow.
+#[expect(clippy::large_enum_variant, reason = "lives for a moment, on the stack")]
+enum Known {
+    /// A flow, to be followed.
+    Flow(Flow),
+    /// A flow that does not hold any more, and the decision of today.
+    Stale(Flow, Decision),
+    /// Nothing.
+    Nothing,
+}
+
+impl Poller {
+    /// A frame that no cache knew when its batch was classified.
+    pub(super) fn miss(&mut self, arrival: Arrival, key: &FlowKey, frame: Frame) {
+        let snapshot = self.subscriber.current().clone();
+        let view = View { snapshot: &snapshot, now: arrival.now };
+        if self.caches == Caches::Off {
+            return self.upcall(arrival, (key, frame), view, Known::Nothing);
+        }
+        let known = match self.known(key, view) {
+            Known::Flow(flow) => return self.follow(&flow, arrival, key, frame),
+            known => known,
+        };
+        let rate = snapshot.tables.port(arrival.port).map_or(0, |p| p.upcall_rate);
+        if self.wires.may_upcall(arrival.place, rate, arrival.now) {
+            return self.upcall(arrival, (key, frame), view, known);
+        }
+        if let Known::Stale(flow, _) = known {
+            // Else the next frame were translated, too, before it is seen that the budget is spent.
+            self.shared.megaflows.remove(&flow);
+        }
+        self.wires.drop_frame(arrival.port, frame, DropReason::UpcallBudget);
+    }
+
+    /// The flow that an earlier frame of the batch, or another poller, has installed since; or one of an older
+    /// generation, translated again if what has changed since concerns it.
+    fn known(&mut self, key: &FlowKey, view: View<'_>) -> Known {
+        let Some(flow) = self.reader.lookup(key).map(FlowRef::share) else { return Known::Nothing };
+        if view.snapshot.holds(&flow) {
+            return Known::Flow(flow);
+        }
+        self.counters.revalidated.add(1);
+        let decision = translate(view, key, &mut Silent);
+        if flow.generation() == DEAD || !is_still_so(&flow, &decision, view) {
+            return Known::Stale(flow, decision);
+        }
+        flow.confirm(view.snapshot.generation);
+        Known::Flow(flow)
+    }
+
+    /// Translates, unless that was done, learns, remembers and executes.
+    fn upcall(&mut self, arrival: Arrival, (key, frame): (&FlowKey, Frame), view: View<'_>, known: Known) {
+        let begin = cycles();
+        self.counters.upcalls.add(1);
+        let (stale, decision) = match known {
+            Known::Stale(flow, decision) => (Some(flow), decision),
+            Known::Flow(_) | Known::Nothing => (None, translate(view, key, &mut Silent)),
+        };
+        self.shared.changed(upcall::apply(&decision.effects, view.snapshot, frame.bytes(), view.now));
+        self.shared.resolve(&decision.effects);
+        let kept = self.caches == Caches::On && decision.cacheable;
+        if let Some(flow) = stale.filter(|flow| !kept || *flow.mask() != decision.mask) {
+            // With another mask the new one would not take its place, but be hidden by it.
+            self.shared.megaflows.remove(&flow);
+        }
+        if kept {
+            let (flow, installed) = self.revalidator.install(key, decision, view, &self.shared);
+            self.counters.not_installed.add(u64::from(!installed));
+            self.follow(&flow, arrival, key, frame);
+        } else {
+            self.execute_one((&decision.actions, decision.in_port), arrival, key, frame);
+        }
+        self.counters.perf.upcall_cycles.add(cycles().wrapping_sub(begin));
+    }
+
+    fn follow(&mut self, flow: &Flow, arrival: Arrival, key: &FlowKey, frame: Frame) {
+        let Count { frames, bytes, tcp_flags } = Count::of(from_ref(&frame), from_ref(key));
+        flow.stats(self.index).add(frames, bytes, tcp_flags, arrival.now);
+        self.execute_one((flow.actions(), flow.in_port()), arrival, key, frame);
+    }
+
+    fn execute_one(
+        &mut self,
+        (actions, port): (&[Action], PortId),
+        arrival: Arrival,
+        key: &FlowKey,
+        frame: Frame,
+    ) {
+        let origin = Origin { port, keys: from_ref(key) };
+        arrival.account(origin.port, &Count::of(from_ref(&frame), origin.keys), &self.wires);
+        execute(actions, origin, &mut Batch::from_iter([frame]), &mut self.wires);
+    }
+}

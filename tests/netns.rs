@@ -11,6 +11,8 @@ mod control;
 mod life;
 #[path = "netns/overlay/mod.rs"]
 mod overlay;
+#[path = "netns/pktgen.rs"]
+mod pktgen;
 #[path = "netns/pollers.rs"]
 mod pollers;
 #[path = "netns/ports.rs"]

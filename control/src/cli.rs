@@ -1,10 +1,11 @@
-//! The command line: `sluice run` is the daemon, `check` and `completions` work alone, every other verb is one
+//! The command line: `sluice run` is the daemon, `check`, `pktgen` and `completions` work alone, every other verb is one
 //! call on the control socket (`call`).
 //!
 //! Exit status 0: done; 1: refused or failed, with one line on standard error; 2: the command line is wrong.
 
 mod call;
 mod overlay;
+mod pktgen;
 
 use std::fmt::Display;
 use std::io::{self, ErrorKind, Write};
@@ -48,6 +49,11 @@ enum Verb {
     },
     /// Check a configuration file; needs no running switch
     Check { file: PathBuf },
+    /// Generate frames, count them where they come out, and say what was lost, how long it took, and what it cost
+    ///
+    /// The terms are those of the kernel's pktgen: sizes without FCS, ranges with both ends, rates in Mbit/s of frame bytes or in frames
+    /// per second. Without --count and --time it runs for 10 seconds; Ctrl-C ends it early, and prints.
+    Pktgen(Box<pktgen::Pktgen>),
     /// Print a completion script
     Completions { shell: Shell },
     #[command(flatten)]
@@ -211,6 +217,7 @@ fn run(cli: &Cli) -> Result<(), String> {
     match &cli.verb {
         Verb::Run { config } => daemon::run(config, cli.socket.as_deref()).map_err(complaint_lines),
         Verb::Check { file } => check_file(cli, file),
+        Verb::Pktgen(pktgen) => generate(cli, pktgen),
         Verb::Completions { shell } => completions(*shell),
         Verb::Ask(ask @ Ask::Poller(PollerVerb::Show { over: Some(time), .. })) => {
             pollers(cli, &call::of(ask).map_err(complaint)?, *time)
@@ -287,6 +294,11 @@ fn check_file(cli: &Cli, file: &Path) -> Result<(), String> {
 
 fn problem_json(p: &Problem) -> Value {
     json!({ "line": p.line, "column": p.column, "message": p.message })
+}
+
+fn generate(cli: &Cli, pktgen: &pktgen::Pktgen) -> Result<(), String> {
+    let report = pktgen.run().map_err(complaint)?;
+    if cli.json { print(&pretty(&json!(report))) } else { print(&report.render()) }
 }
 
 fn completions(shell: Shell) -> Result<(), String> {

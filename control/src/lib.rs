@@ -15,6 +15,7 @@ pub mod links;
 pub mod logging;
 pub mod model;
 pub mod netlink;
+pub mod pktgen;
 pub mod problem;
 pub mod render;
 mod resolve;

@@ -431,7 +431,8 @@ fn read(path: &Path) -> Result<String, ChangeError> {
     config::file::text(path).map_err(|source| ChangeError::Read { path: path.to_owned(), source })
 }
 
-fn switch_config(config: &Config) -> SwitchConfig {
+/// How the data plane is to be.
+pub(crate) fn switch_config(config: &Config) -> SwitchConfig {
     let switch = &config.switch;
     SwitchConfig {
         cores: switch.cores.clone(),

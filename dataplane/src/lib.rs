@@ -11,6 +11,7 @@ mod inner;
 mod learn;
 mod offload;
 pub mod perf;
+pub mod pktgen;
 pub mod poller;
 pub mod port;
 pub mod publish;

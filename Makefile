@@ -3,8 +3,9 @@
 
 CARGO ?= cargo
 PREFIX ?= /usr/local
+AS_ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
-.PHONY: build test bench demo install clean
+.PHONY: build test bench bench-suites demo install clean
 .DEFAULT_GOAL := build
 
 build:
@@ -17,8 +18,17 @@ test:
 	$(CARGO) test --workspace --locked
 	$(CARGO) test --release --locked -p flowtable --features loom --lib model
 	$(CARGO) test --release --locked -p dataplane --features loom --test loom
+	PYTHONPATH=benches PYTHONDONTWRITEBYTECODE=1 python3 -m unittest peers.test_pure
 
+# Sluice beside its peers, which are installed: benches/peers/README.md. BENCH="--quick" and the like are its options.
+# About half an hour; best with nothing else on the machine.
 bench:
+	@tests/setup/packages.sh build bench
+	$(CARGO) build --release --locked --bins --examples
+	@$(AS_ROOT) env PYTHONPATH=benches PYTHONDONTWRITEBYTECODE=1 python3 -m peers $(BENCH)
+
+# Sluice by itself, one suite per question, with criterion.
+bench-suites:
 	@tests/setup/packages.sh build
 	$(CARGO) bench --locked
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# packages.sh PURPOSE...: installs the Debian packages of packages.txt that PURPOSE (build, demo, test) needs and
+# packages.sh PURPOSE...: installs the Debian packages of packages.txt that PURPOSE (build, demo, test, bench) needs and
 # this machine lacks. Says which and why first. Asks the network for nothing if none is missing.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)

@@ -1,0 +1,196 @@
+//! How many instructions does a frame take from port to port?
+//!
+//! Where time is noisy this is not: the same build counts the same to a fraction of a percent. Each case is a switch with
+//! ports in memory as in `forward`, warmed up, then turned for a while under `valgrind --tool=callgrind`, which counts the
+//! instructions of those turns and nothing else: reception (an allocation and a copy), extraction, lookup, execution,
+//! sending (a free), and the poller's upkeep. The recorded numbers stand in `instructions.txt`; a case that takes over
+//! 5 % more fails, and then either what was changed goes, or the new number is recorded, with the reason in the commit:
+//!
+//!     cargo bench --bench instructions              compare (CI does)
+//!     cargo bench --bench instructions -- --record  write down
+//!
+//! Valgrind shows programs a processor without AVX-512, so what is chosen at run time by processor is measured as on one
+//! with AVX2.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs;
+use std::process::{Command, ExitCode};
+
+use dataplane::batch::BATCH;
+use encap::tunnel::TunnelKind;
+
+#[path = "support/rig.rs"]
+mod rig;
+
+use rig::{Overlay, Reel, Rig, SHORT, hellos, pairs, tagged};
+
+/// Where the numbers stand.
+const RECORD: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/instructions.txt");
+/// How much more than the record is taken for chance.
+const TOLERANCE: f64 = 0.05;
+/// Turns that are counted.
+const TURNS: usize = 256;
+/// The segment of the tunnel cases.
+const ID: u32 = 5001;
+
+/// How a switch is made.
+type Make = fn() -> Rig;
+
+/// What is measured: a name, and how the switch is made.
+const CASES: &[(&str, Make)] = &[
+    ("l2/1", || plain(1)),
+    ("l2/1000", || plain(1_000)),
+    ("l2/4000", || plain(4_000)),
+    ("push/1", || vlan("a tag = 10\nb trunks = [10]", [None, Some(10)])),
+    ("pop/1", || vlan("a trunks = [10]\nb tag = 10", [Some(10), None])),
+    ("vxlan-encap/1", || encap(1)),
+    ("vxlan-encap/1000", || encap(1_000)),
+    ("vxlan-decap/1", || decap(1)),
+    ("vxlan-decap/1000", || decap(1_000)),
+    ("upcall/l2", || upcalls(20_000)),
+];
+
+/// One bridge; `ports` are lines `name settings`.
+fn bridge(ports: &str) -> String {
+    let port = |line: &str| {
+        let (name, settings) = line.split_once(' ').unwrap_or((line, ""));
+        format!("[[bridge.port]]\nname = \"{name}\"\nupcall-rate = 0\n{settings}\n")
+    };
+    let ports: String = ports.lines().map(port).collect();
+    format!("[[bridge]]\nname = \"br0\"\nmac-table-size = 1000000\n{ports}")
+}
+
+/// A switch that knows who is behind port `b`, and plays `frames` at port `a`.
+fn known(config: &str, hello: &[Vec<u8>], frames: &[Vec<u8>]) -> Rig {
+    let mut rig = Rig::new(config);
+    rig.attach("b", Box::new(Reel::new(hello)));
+    (0..hello.len().div_ceil(BATCH)).for_each(|_| assert!(rig.turn() > 0));
+    rig.attach("b", Box::new(Reel::new(&[])));
+    rig.attach("a", Box::new(Reel::new(frames)));
+    rig
+}
+
+/// The same, and every flow is cached.
+fn warm(config: &str, hello: &[Vec<u8>], frames: &[Vec<u8>]) -> Rig {
+    let mut rig = known(config, hello, frames);
+    (0..2 * frames.len().div_ceil(BATCH)).for_each(|_| assert_eq!(rig.turn(), BATCH));
+    rig.catch_up();
+    let upcalls = rig.poller.counters().upcalls.get();
+    rig.turn();
+    assert_eq!(rig.poller.counters().upcalls.get(), upcalls, "a flow was not cached");
+    rig
+}
+
+fn plain(flows: u32) -> Rig {
+    let (frames, hello) = pairs(flows, SHORT);
+    warm(&bridge("a\nb"), &hello, &frames)
+}
+
+fn vlan(ports: &str, [here, there]: [Option<u16>; 2]) -> Rig {
+    let tag = |frames: Vec<Vec<u8>>, vlan: Option<u16>| match vlan {
+        Some(vlan) => frames.iter().map(|frame| tagged(frame, vlan)).collect(),
+        None => frames,
+    };
+    let (frames, hello) = pairs(1, SHORT);
+    warm(&bridge(ports), &tag(hello, there), &tag(frames, here))
+}
+
+fn encap(flows: u32) -> Rig {
+    let overlay = Overlay { kind: TunnelKind::Vxlan, ids: &[ID], vm: "a", wire: "b" };
+    let (frames, hello) = pairs(flows, SHORT);
+    warm(&overlay.config(), &overlay.far(ID, &hello), &frames)
+}
+
+fn decap(flows: u32) -> Rig {
+    let overlay = Overlay { kind: TunnelKind::Vxlan, ids: &[ID], vm: "b", wire: "a" };
+    let (frames, hello) = pairs(flows, SHORT);
+    warm(&overlay.config(), &hello, &overlay.far(ID, &frames))
+}
+
+/// Every frame that is counted is the first of its flow, between stations that are known.
+fn upcalls(flows: u32) -> Rig {
+    let (frames, _) = pairs(flows, SHORT);
+    let back: Vec<Vec<u8>> = hellos((f64::from(flows).sqrt().ceil()) as u32);
+    let mut rig = known(&bridge("a\nb"), &back, &frames);
+    assert!(flows as usize >= (TURNS + 1) * BATCH);
+    rig.turn();
+    rig
+}
+
+/// What is counted: callgrind knows it by its name.
+#[inline(never)]
+fn counted_turns(rig: &mut Rig) -> usize {
+    (0..TURNS).map(|_| rig.turn()).sum()
+}
+
+/// The child: plays one case. Under callgrind, unless somebody calls it by hand.
+fn play(name: &str) {
+    let (_, make) = CASES.iter().find(|(case, _)| *case == name).unwrap_or_else(|| panic!("no case {name}"));
+    let mut rig = make();
+    assert_eq!(counted_turns(&mut rig), TURNS * BATCH);
+}
+
+/// Instructions per frame of a case.
+fn count(name: &str) -> f64 {
+    let own = std::env::current_exe().expect("our own path");
+    let output = Command::new("valgrind")
+        .args(["--tool=callgrind", "--callgrind-out-file=/dev/null", "--toggle-collect=*counted_turns*"])
+        .arg(own)
+        .args(["--play", name])
+        .output()
+        .expect("valgrind, of the Debian package of that name");
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{name}: {told}");
+    let collected = told.lines().find_map(|line| line.split_once("Collected :")).expect("a number");
+    let instructions: f64 = collected.1.trim().parse().expect("a number");
+    assert!(instructions > 0.0, "{name}: nothing was counted");
+    instructions / (TURNS * BATCH) as f64
+}
+
+/// The recorded numbers.
+fn record() -> BTreeMap<String, f64> {
+    let text = fs::read_to_string(RECORD).unwrap_or_default();
+    let lines = text.lines().filter(|line| !line.starts_with('#'));
+    lines.filter_map(|line| line.split_once(' ')).map(|(name, n)| (name.into(), number(n))).collect()
+}
+
+fn number(text: &str) -> f64 {
+    text.trim().parse().unwrap_or_else(|_| panic!("{RECORD}: {text:?} is no number"))
+}
+
+fn write_down(counted: &[(&str, f64)]) {
+    let mut text = String::from(
+        "# Instructions per frame. Written by `cargo bench --bench instructions -- --record`.\n",
+    );
+    counted.iter().for_each(|(name, n)| writeln!(text, "{name:18} {n:.1}").expect("a string takes all"));
+    fs::write(RECORD, text).expect("the record");
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().collect();
+    if let Some(at) = arguments.iter().position(|argument| argument == "--play") {
+        play(&arguments[at + 1]);
+        return ExitCode::SUCCESS;
+    }
+    let record = record();
+    let mut counted = Vec::new();
+    let mut failed = false;
+    println!("{:18} {:>9} {:>9}", "instructions", "recorded", "now");
+    for &(name, _) in CASES {
+        let now = count(name);
+        let more = record.get(name).is_none_or(|before| now > before * (1.0 + TOLERANCE));
+        let before = record.get(name).map_or("-".into(), |before| format!("{before:.1}"));
+        println!(
+            "{name:18} {before:>9} {now:>9.1}{}",
+            if more { "  over 5 % more than recorded" } else { "" }
+        );
+        failed |= more;
+        counted.push((name, now));
+    }
+    if arguments.iter().any(|argument| argument == "--record") {
+        write_down(&counted);
+        return ExitCode::SUCCESS;
+    }
+    ExitCode::from(u8::from(failed))
+}

@@ -1,0 +1,137 @@
+"""Switches between two interfaces, s0 and s1, of one namespace."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from . import frames, sluice, testpmd
+from .duel import Bench
+from .jobs import Failed, Job, Place, Room, wait_for
+from .net import Namespace
+from .ovs import Ovs
+
+PORTS = ("s0", "s1")
+STATIONS = (frames.SENDER, frames.RECEIVER)
+
+
+class Switch:
+    """What stands between; `offloads` says whether TCP's may stay on with it."""
+
+    name = "none: one veth pair"
+    offloads = "on"
+    huge_mib = 0
+
+    def start(self, bench: Bench, room: Room, netns: Namespace) -> Job | None:
+        """Returns when frames pass; its process, if it has one."""
+        raise NotImplementedError
+
+
+class Wire(Switch):
+    """No switch at all: what generator, kernel and sink do by themselves."""
+
+    def start(self, bench: Bench, room: Room, netns: Namespace) -> None:
+        return None
+
+
+class Bridge(Switch):
+    """The kernel's. Its work is done by whoever sends, or by threads on the switch's core."""
+
+    def __init__(self, threads: str = "") -> None:
+        self.name = f"Linux bridge{threads}"
+        self.threads = threads
+
+    def start(self, bench: Bench, room: Room, netns: Namespace) -> None:
+        netns.ip("link", "add", "br0", "type", "bridge")
+        netns.try_to("ip", "link", "set", "br0", "type", "bridge", "mcast_snooping", "0")
+        for port, mac in zip(PORTS, STATIONS):
+            netns.ip("link", "set", port, "master", "br0")
+            netns.run("bridge", "fdb", "replace", mac.hex(":"), "dev", port, "master", "static")
+        netns.ip("link", "set", "br0", "up")
+        if self.threads:
+            for port in PORTS:
+                on_threads(netns, port, bench.cores.switch)
+
+
+def on_threads(netns: Namespace, device: str, core: int) -> None:
+    """Has the kernel do an interface's receive work in a thread on this core."""
+    before = napi_threads(device)
+    netns.run("sh", "-c", f"echo 1 > /sys/class/net/{device}/threaded")
+    wait_for(f"a NAPI thread of {device}", 5, lambda: napi_threads(device) - before)
+    for pid in napi_threads(device) - before:
+        os.sched_setaffinity(pid, {core})
+
+
+def napi_threads(device: str) -> set[int]:
+    found = set()
+    for comm in Path("/proc").glob("[0-9]*/comm"):
+        try:
+            if comm.read_text().startswith(f"napi/{device}-"):
+                found.add(int(comm.parent.name))
+        except OSError:
+            continue  # it ended
+    return found
+
+
+class OvsNetdev(Switch):
+    """Open vSwitch's userspace datapath; `kind` is afxdp, which has a poller, or system: AF_PACKET, by its main thread."""
+
+    offloads = "off"
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.name = "OVS afxdp" if kind == "afxdp" else "OVS AF_PACKET"
+
+    def start(self, bench: Bench, room: Room, netns: Namespace) -> Job:
+        ovs = Ovs(room, bench.cores, netns.name)
+        ovs.bridge("br0", "02:00:00:00:00:aa")
+        for n, port in enumerate(PORTS):
+            kind = [] if self.kind == "system" else [f"type={self.kind}"]
+            ovs.port("br0", port, *kind, f"ofport_request={n + 1}")
+        ovs.flows("br0", "in_port=1,actions=output:2", "in_port=2,actions=output:1")
+        if self.kind == "system":
+            for task in Path(f"/proc/{ovs.job.pid}/task").iterdir():
+                os.sched_setaffinity(int(task.name), {bench.cores.switch})
+        return ovs.job
+
+
+class TestpmdXdp(Switch):
+    """DPDK's bare forwarding between AF_XDP sockets."""
+
+    name = "testpmd af_xdp, no switching"
+    offloads = "off"
+    huge_mib = 256
+
+    def start(self, bench: Bench, room: Room, netns: Namespace) -> Job:
+        return testpmd.af_xdp(bench, room, netns.name, PORTS)
+
+
+class XdpFloor(Switch):
+    """Our own bare forwarding between AF_XDP sockets: benches/xdp_floor.rs."""
+
+    name = "xdp_floor, no switching"
+    offloads = "off"
+
+    def start(self, bench: Bench, room: Room, netns: Namespace) -> Job:
+        program = bench.sluice.parent / "examples" / "xdp_floor"
+        if not program.exists():
+            raise Failed(f"no {program}: cargo build --release --example xdp_floor")
+        return room.start(Place(bench.cores.switch, netns.name), program, *PORTS)
+
+
+class SluiceNetdev(Switch):
+    """Sluice with two ports of this type; `idle` as in its configuration."""
+
+    def __init__(self, kind: str, idle: str = "spin") -> None:
+        self.kind, self.idle = kind, idle
+        self.name = f"Sluice {'AF_PACKET' if kind == 'afpacket' else kind}"
+        if idle != "spin":
+            self.name += f", {idle}"
+
+    def start(self, bench: Bench, room: Room, netns: Namespace) -> Job:
+        ports = ",".join(f'{{ name = "{port}", type = "{self.kind}" }}' for port in PORTS)
+        stations = ",".join(f'{{ mac = "{mac.hex(":")}", port = "{port}" }}' for port, mac in zip(PORTS, STATIONS))
+        daemon = sluice.Daemon(bench, room, netns.name)
+        job = daemon.run(f'[[bridge]]\nname = "br0"\nport = [{ports}]\nfdb = [{stations}]\n', self.idle)
+        daemon.await_ports(2)
+        return job

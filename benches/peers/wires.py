@@ -1,0 +1,182 @@
+"""Between two veth pairs, g0–s0 and s1–k0: what the kernel's interfaces and the switch do together.
+
+The generator and all it costs, the kernel's share included, is on one core; the switch's process on the other. In
+which of the two the kernel handles what passes between them is the kernel's choice, as it is in use.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from . import blast, frames, sluice
+from .duel import Bench, Case, Contestant
+from .jobs import Failed, Place, Room, wait_for
+from .net import Namespace, address, offloads, veth
+from .stats import GOODPUT, P50, P99, RATE, Figure
+from .switches import Bridge, OvsNetdev, SluiceNetdev, Switch, TestpmdXdp, Wire, XdpFloor
+
+MACS = {"g0": frames.SENDER.hex(":"), "k0": frames.RECEIVER.hex(":")}
+RATE_PPS = 100_000
+"""At which latency is measured."""
+SEARCHED = Figure("throughput at no loss", "Mpps", less_is_better=False)
+
+
+class Between(Contestant):
+    """A switch between two veth pairs whose far ends are in one namespace, or each in its own."""
+
+    apart = False
+    """Are the far ends in different namespaces?"""
+    offloads = "off"
+    gro = "on"
+
+    def __init__(self, bench: Bench, switch: Switch) -> None:
+        super().__init__(switch.name)
+        self.bench, self.switch = bench, switch
+        self.huge_mib = switch.huge_mib
+
+    def start(self) -> None:
+        room = self.room = Room("wire")
+        self.near = Namespace(room, "near")
+        self.far = Namespace(room, "far") if self.apart else self.near
+        middle = Namespace(room, "sw")
+        self.cable(middle)
+        self.switch.start(self.bench, room, middle)
+        self.prepare()
+
+    def cable(self, middle: Namespace) -> None:
+        ends = [(self.near, "g0"), (self.far, "k0")]
+        if isinstance(self.switch, Wire):
+            veth(*ends)
+        else:
+            near, far = ends
+            veth(near, (middle, "s0"))
+            veth(far, (middle, "s1"))
+            ends += [(middle, "s0"), (middle, "s1")]
+        for end, name in ends:
+            if name in MACS:
+                address(end, name, MACS[name])
+            offloads(end, name, self.offloads)
+            end.ip("link", "set", name, "up")
+        # What a veth gets by XDP needs its NAPI, which GRO starts; the other end hears of it only while both are up.
+        for end, name in ends:
+            end.try_to("ethtool", "-K", name, "gro", self.gro)
+
+    def prepare(self) -> None:
+        """Starts what makes the traffic."""
+        raise NotImplementedError
+
+
+class Forward(Between):
+    """As many of the shortest frames as it takes, when more are offered."""
+
+    def prepare(self) -> None:
+        blast.sink(self.room, self.far, "k0")
+        self.generator = blast.start(self.bench, self.room, self.near, "g0")
+        time.sleep(1)
+        wait_for(f"frames through {self.name}", 10, lambda: self.rate(0.2) > 0)
+
+    def arrived(self) -> int:
+        self.generator.check()
+        lines = Path(f"/proc/{self.generator.pid}/net/dev").read_text().splitlines()
+        return int(next(line.split()[2] for line in lines if line.strip().startswith("k0:")))
+
+    def rate(self, seconds: float) -> float:
+        before, start = self.arrived(), time.perf_counter()
+        time.sleep(seconds)
+        return (self.arrived() - before) / (time.perf_counter() - start)
+
+    def measure(self, windows: int, seconds: float) -> list[dict[Figure, float]]:
+        time.sleep(0.2)
+        return [{RATE: self.rate(seconds) / 1e6} for _ in range(windows)]
+
+
+class Generated(Between):
+    """`sluice pktgen` on AF_XDP sockets of both far ends."""
+
+    def prepare(self) -> None:
+        """The generator is started for each turn."""
+
+    def pktgen(self, *argv: object) -> dict:
+        macs = ("--src-mac", MACS["g0"], "--dst-mac", MACS["k0"])
+        return sluice.pktgen(self.bench, ["--tx", "afxdp:g0", "--rx", "afxdp:k0", *macs, "--core",
+                                          self.bench.cores.generator, *argv], self.near.name)
+
+
+class Search(Generated):
+    """RFC 2544, section 26.1: the highest rate at which no frame of a trial is lost."""
+
+    def measure(self, windows: int, seconds: float) -> list[dict[Figure, float]]:
+        found = self.pktgen("--search", "--trial", max(0.5, seconds), "--precision", 0.02)
+        trials = found["trials"]
+        self.note = "more than the generator offers" if trials[0]["lost"] == 0 else f"{len(trials)} trials"
+        return [{SEARCHED: (found["throughput_pps"] or 0) / 1e6}]
+
+
+class Delay(Generated):
+    """Latency at a fixed rate that every contestant should carry."""
+
+    def measure(self, windows: int, seconds: float) -> list[dict[Figure, float]]:
+        turns = []
+        for _ in range(windows):
+            found = self.pktgen("--ratep", RATE_PPS, "--time", max(1.0, seconds))
+            self.note = f"{found['lost'] / max(1, found['sent']):.2%} lost"
+            turns.append({P50: found["latency_us"]["p50"], P99: found["latency_us"]["p99"]})
+        return turns
+
+
+class Tcp(Between):
+    """iperf3 over one connection, with the offloads that the switch gets on with."""
+
+    apart = True
+
+    def __init__(self, bench: Bench, switch: Switch) -> None:
+        super().__init__(bench, switch)
+        # Without the others GRO makes frames that no AF_PACKET socket can send again.
+        self.offloads = self.gro = switch.offloads
+        self.note = f"offloads {self.offloads}"
+
+    def prepare(self) -> None:
+        for end, name, own, other in ((self.near, "g0", 1, "k0"), (self.far, "k0", 2, "g0")):
+            end.ip("addr", "add", f"10.9.0.{own}/24", "dev", name)
+            end.ip("neigh", "replace", f"10.9.0.{3 - own}", "lladdr", MACS[other], "dev", name, "nud", "permanent")
+        self.server = self.room.start(Place(self.bench.cores.generator, self.far.name), "iperf3", "-s",
+                                     "--forceflush", "-B", "10.9.0.2")
+        wait_for("iperf3 -s", 10, lambda: self.server.said("listening"))
+        self.iperf(1, 1.0)
+
+    def iperf(self, windows: int, seconds: float) -> list[float]:
+        """Gbit/s that arrived, window by window."""
+        pinned = ("taskset", "-c", self.bench.cores.generator, "timeout", 20 + windows * seconds)
+        text = self.near.run(*pinned, "iperf3", "-c", "10.9.0.2", "-J", "-R", "-i", seconds, "-t",
+                             max(1, round(windows * seconds + 0.5)))
+        found = json.loads(text)
+        if "error" in found:
+            raise Failed(f"iperf3: {found['error']}")
+        return [i["sum"]["bits_per_second"] / 1e9 for i in found["intervals"]][:windows]
+
+    def measure(self, windows: int, seconds: float) -> list[dict[Figure, float]]:
+        return [{GOODPUT: value} for value in self.iperf(windows, seconds)]
+
+
+def netdevs() -> list[Switch]:
+    """The switches proper."""
+    return [SluiceNetdev("afxdp"), SluiceNetdev("afpacket"), Bridge(), OvsNetdev("afxdp"), OvsNetdev("system")]
+
+
+def case(bench: Bench, name: str, test: type[Between], switches: Iterable[Switch]) -> Case:
+    figure = {Forward: RATE, Search: SEARCHED, Delay: P50, Tcp: GOODPUT}[test]
+    rounds = 3 if test is Search else None
+    return Case(f"wires/{name}", figure, [test(bench, switch) for switch in switches], rounds)
+
+
+def cases(bench: Bench) -> list[Case]:
+    bare = [XdpFloor(), TestpmdXdp(), Bridge(", threads on the switch's core")]
+    return [
+        case(bench, "forward-60", Forward, [*netdevs(), *bare, Wire()]),
+        case(bench, "rfc2544-60", Search, [*netdevs(), *bare, Wire()]),
+        case(bench, "latency-100kpps", Delay, [*netdevs(), SluiceNetdev("afxdp", "adaptive"), Wire()]),
+        case(bench, "tcp", Tcp, netdevs()),
+    ]

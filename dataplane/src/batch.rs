@@ -9,7 +9,7 @@ use flowtable::places::Places;
 
 use crate::frame::Frame;
 
-/// The most frames in a batch (the burst of DPDK and OVS; `benches/forward` compares others).
+/// The most frames in a batch: the burst of DPDK and OVS.
 pub const BATCH: usize = 32;
 
 /// Frames in order of arrival. Not freed when dropped: empty it into a port or a `FrameCache`.

@@ -1,8 +1,9 @@
 //! Outer headers of a tunnel, prebuilt once per flow.
 //!
 //! The idea: of all that stands in front of an inner frame only its length and the entropy of its flow vary. The
-//! rest is written and summed when the flow is made; a frame then costs three fixed-size copies and the patching
-//! of four fields: IP length and checksum, UDP length and source port. Only where an outer checksum is wanted is
+//! rest is written and summed when the flow is made; a frame then costs a few fixed-size copies and the patching
+//! of four fields: IP length and checksum, UDP length and source port. Where the headers are the usual ones (IPv4 with DF,
+//! VXLAN or Geneve, no tag, no checksum) both are one: five stores of words made in registers. Only where an outer checksum is wanted is
 //! the inner frame looked at, in one pass.
 //!
 //! VXLAN: RFC 7348 section 5. GRE: RFC 2784, RFC 2890. Geneve: RFC 8926. UDP checksum: zero if not wanted, over

@@ -27,7 +27,7 @@ use encap::tunnel::TunnelKind;
 #[path = "support/rig.rs"]
 mod rig;
 
-use rig::{Datagram, Overlay, Reel, Rig, SHORT, hellos, pairs, shuffled, station, tagged};
+use rig::{Datagram, Overlay, Reel, Rig, SHORT, bridge, hellos, pairs, shuffled, station, tagged};
 
 /// Port `a`, where frames come in, and `b`, where most go.
 const TWO: &str = "a\nb";
@@ -74,16 +74,6 @@ impl Case {
         assert_eq!((moved, sent(&after) - sent(&before)), (BATCH as u64, BATCH as u64 * self.copies));
         assert_eq!(rig.poller.counters().upcalls.get(), upcalls, "a flow was not cached");
     }
-}
-
-/// One bridge; `ports` are lines `name settings`.
-fn bridge(ports: &str) -> String {
-    let mut text = String::from("[[bridge]]\nname = \"br0\"\nmac-table-size = 1000000\n");
-    for port in ports.lines() {
-        let (name, settings) = port.split_once(' ').unwrap_or((port, ""));
-        text += &format!("[[bridge.port]]\nname = \"{name}\"\nupcall-rate = 0\n{settings}\n");
-    }
-    text
 }
 
 /// As [`pairs`], but all flows are between two stations and differ in IP address and UDP port.

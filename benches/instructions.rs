@@ -23,7 +23,7 @@ use encap::tunnel::TunnelKind;
 #[path = "support/rig.rs"]
 mod rig;
 
-use rig::{Overlay, Reel, Rig, SHORT, hellos, pairs, tagged};
+use rig::{Overlay, Reel, Rig, SHORT, bridge, hellos, pairs, tagged};
 
 /// Where the numbers stand.
 const RECORD: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/instructions.txt");
@@ -50,16 +50,6 @@ const CASES: &[(&str, Make)] = &[
     ("vxlan-decap/1000", || decap(1_000)),
     ("upcall/l2", || upcalls(20_000)),
 ];
-
-/// One bridge; `ports` are lines `name settings`.
-fn bridge(ports: &str) -> String {
-    let port = |line: &str| {
-        let (name, settings) = line.split_once(' ').unwrap_or((line, ""));
-        format!("[[bridge.port]]\nname = \"{name}\"\nupcall-rate = 0\n{settings}\n")
-    };
-    let ports: String = ports.lines().map(port).collect();
-    format!("[[bridge]]\nname = \"br0\"\nmac-table-size = 1000000\n{ports}")
-}
 
 /// A switch that knows who is behind port `b`, and plays `frames` at port `a`.
 fn known(config: &str, hello: &[Vec<u8>], frames: &[Vec<u8>]) -> Rig {

@@ -54,6 +54,17 @@ impl Port for Reel {
     }
 }
 
+/// One bridge; `ports` are lines `name settings`.
+#[allow(dead_code, reason = "not every bench has a bridge like this")]
+pub fn bridge(ports: &str) -> String {
+    let mut text = String::from("[[bridge]]\nname = \"br0\"\nmac-table-size = 1000000\n");
+    for port in ports.lines() {
+        let (name, settings) = port.split_once(' ').unwrap_or((port, ""));
+        text += &format!("[[bridge.port]]\nname = \"{name}\"\nupcall-rate = 0\n{settings}\n");
+    }
+    text
+}
+
 /// The station `n` behind port `a` or `b`.
 pub fn station(port: u8, n: u32) -> MacAddr {
     MacAddr::from_u64(0x0200_0000_0000 | u64::from(port) << 32 | u64::from(n))

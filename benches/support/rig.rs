@@ -36,8 +36,7 @@ impl Reel {
 
 impl Port for Reel {
     fn rx(&mut self, frames: &mut FrameCache, batch: &mut Batch) -> Result<(), PortError> {
-        while self.len > 0 && !batch.is_full() {
-            batch.push(frames.from_bytes(&self.bytes[self.at..self.at + self.len]).expect("a frame"));
+        while self.len > 0 && frames.push_copy(&self.bytes[self.at..self.at + self.len], batch) {
             self.at += self.len;
             if self.at == self.bytes.len() {
                 self.at = 0;

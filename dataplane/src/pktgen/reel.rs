@@ -200,10 +200,12 @@ impl Player {
 
 impl Port for Player {
     fn rx(&mut self, frames: &mut FrameCache, batch: &mut Batch) -> Result<(), PortError> {
-        while !batch.is_full()
-            && let Some(frame) = self.next(frames)
-        {
-            batch.push(frame);
+        while self.reel.frames > 0 {
+            let (bytes, next) = self.reel.frame_at(self.at);
+            if !frames.push_copy(bytes, batch) {
+                break;
+            }
+            self.at = next;
         }
         Ok(())
     }

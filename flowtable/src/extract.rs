@@ -9,6 +9,9 @@
 //!
 //! Worst case: the walk's, and [`MAX_ND_OPTIONS`] options of a neighbour discovery message.
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod wide;
+
 use encap::field::{EtherType, IpProto, MacAddr};
 use encap::offsets::{ETHERNET, Ip, Malformed, TAG, walk};
 

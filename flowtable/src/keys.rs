@@ -12,10 +12,11 @@
 
 use std::ops::Deref;
 
-use crate::extract::{LOW, plain, walked};
+use crate::extract::{self, LOW, plain, walked};
 use crate::id::PortId;
-use crate::key::{FlowKey, TUNNEL, TunnelFields};
+use crate::key::{FlowKey, TUNNEL, TunnelFields, WORDS};
 use crate::places::Places;
+use crate::wide;
 
 /// The keys of up to [`Places::MAX`] frames, in their order.
 #[derive(Debug, Clone)]
@@ -39,7 +40,32 @@ impl Keys {
     /// frames have one: those with a whole Ethernet header. The others' mean nothing, and frames beyond [`Places::MAX`] are
     /// not looked at.
     #[inline(always)]
+    #[allow(unsafe_code)]
     pub fn extract<'a>(&mut self, frames: impl Iterator<Item = &'a [u8]>, in_port: PortId) -> Places {
+        #[cfg(target_arch = "x86_64")]
+        if wide::is_there() {
+            // SAFETY: the processor has what it needs.
+            return unsafe { self.extract_wide(frames, in_port) };
+        }
+        self.extract_by(frames, in_port, plain)
+    }
+
+    /// As [`Keys::extract`], on a processor that [can](wide::is_there).
+    #[cfg(target_arch = "x86_64")]
+    #[inline]
+    #[target_feature(enable = "avx2,bmi1,bmi2,movbe")]
+    fn extract_wide<'a>(&mut self, frames: impl Iterator<Item = &'a [u8]>, in_port: PortId) -> Places {
+        self.extract_by(frames, in_port, |words, frame, port| extract::wide::plain(words, frame, port))
+    }
+
+    /// As [`Keys::extract`], where `plain` writes the words of most.
+    #[inline(always)]
+    fn extract_by<'a>(
+        &mut self,
+        frames: impl Iterator<Item = &'a [u8]>,
+        in_port: PortId,
+        plain: impl Fn(&mut [u64; WORDS], &[u8], PortId) -> bool,
+    ) -> Places {
         self.clear();
         let mut unsound = Places::NONE;
         let mut len = 0;
@@ -90,4 +116,43 @@ impl Deref for Keys {
 #[inline(never)]
 fn other(key: &mut FlowKey, frame: &[u8], in_port: PortId) -> bool {
     walked(&mut key.0, frame, in_port).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Something like an IPv4 frame with ports, with or without a tag, and a few octets changed.
+    fn frame() -> impl Strategy<Value = Vec<u8>> {
+        let head = prop_oneof![Just(&[8, 0, 0x45][..]), Just(&[0x81, 0, 1, 2, 8, 0, 0x45][..])];
+        let proto = prop_oneof![Just(6), Just(17), Just(132), any::<u8>()];
+        let changes = vec((0usize..54, any::<u8>()), 0..3);
+        (head, vec(any::<u8>(), 34..60), 24u8..50, proto, changes).prop_map(
+            |(head, rest, len, proto, changes)| {
+                let mut frame = [&[7; 6][..], &[9; 6], head, &rest].concat();
+                let ip = 11 + head.len();
+                frame[ip + 2..ip + 8].copy_from_slice(&[0, len, 1, 2, 0x40, 0]);
+                frame[ip + 9] = proto;
+                let n = frame.len();
+                changes.into_iter().for_each(|(at, octet)| frame[at % n] = octet);
+                frame
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn wide_or_not_the_keys_are_the_same(frames in vec(frame(), 1..40)) {
+            let (mut keys, mut narrow) = (Keys::default(), Keys::default());
+            let bytes = || frames.iter().map(|frame| &frame[..]);
+            let sound = keys.extract(bytes(), PortId(7));
+            prop_assert_eq!(narrow.extract_by(bytes(), PortId(7), plain), sound);
+            prop_assert_eq!(&keys[..], &narrow[..]);
+            let is_plain = |frame: &Vec<u8>| plain(&mut [0; WORDS], frame, PortId(7));
+            prop_assert!(frames.iter().enumerate().all(|(n, frame)| n >= 32 || is_plain(frame) != keys.tall.contains(n)));
+        }
+    }
 }

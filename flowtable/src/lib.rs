@@ -23,3 +23,4 @@ mod sync;
 pub mod text;
 pub mod time;
 pub mod vteps;
+mod wide;

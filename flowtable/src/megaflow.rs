@@ -20,6 +20,7 @@
 //! holds less: nobody pushes everybody else out.
 #![allow(unsafe_code)]
 
+mod heads;
 #[cfg(all(test, feature = "loom"))]
 mod model;
 mod reader;

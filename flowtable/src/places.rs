@@ -29,6 +29,18 @@ impl Places {
         self.0 &= !(1 << place);
     }
 
+    /// The places behind those of the set, as far as there are.
+    #[inline]
+    pub fn next_ones(self) -> Places {
+        Places(self.0 << 1)
+    }
+
+    /// Those that are in `others`, too.
+    #[inline]
+    pub fn and(self, others: Places) -> Places {
+        Places(self.0 & others.0)
+    }
+
     /// Those that are not in `others`.
     #[inline]
     pub fn without(self, others: Places) -> Places {
@@ -51,6 +63,14 @@ impl Places {
     #[inline]
     pub fn is_empty(self) -> bool {
         self.0 == 0
+    }
+}
+
+/// The places whose bits are set.
+impl From<u32> for Places {
+    #[inline]
+    fn from(bits: u32) -> Self {
+        Places(bits)
     }
 }
 
@@ -81,5 +101,8 @@ mod tests {
         places.remove(3);
         assert_eq!((places.len(), places.is_empty(), Places::NONE.is_empty()), (2, false, true));
         assert!(Places::first(4).without(places).eq([1, 2, 3]));
+        places.insert(3);
+        assert!(places.next_ones().eq([1, 4]) && places.and(Places::first(4)).eq([0, 3]));
+        assert!(Places::from(1 << 31 | 1).eq([0, 31]));
     }
 }

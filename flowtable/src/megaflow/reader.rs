@@ -3,14 +3,15 @@
 
 use std::cell::Cell;
 use std::cmp::Reverse;
+use std::iter;
 use std::sync::Arc;
 
 use super::Megaflows;
+use super::heads::Looks;
 use super::subtable::{SHARDS, Subtable};
 use crate::epoch::Member;
 use crate::flow::{Flow, FlowRef};
 use crate::key::FlowKey;
-use crate::mask::Mask;
 use crate::places::Places;
 use crate::sync::Ordering;
 
@@ -30,9 +31,8 @@ pub struct Reader {
     version: u64,
     /// The taken slots, most often hit first.
     order: Vec<usize>,
-    /// What any of the masks looks at, and that by word.
-    union: Mask,
-    looked_at: Vec<(usize, u64)>,
+    /// What any of the masks looks at.
+    looks: Looks,
     /// Hits by slot, fading.
     hits: Box<[Cell<u32>]>,
     lookups: Cell<u32>,
@@ -58,10 +58,8 @@ impl Reader {
     pub(super) fn new(table: Arc<Megaflows>) -> Self {
         let member = table.epoch.join();
         let hits = vec![Cell::new(0); table.slots.len()].into();
-        let (order, union, looked_at) = (Vec::new(), Mask::EMPTY, Vec::new());
-        let lookups = Cell::new(0);
-        let mut reader =
-            Reader { table, member, version: 0, order, union, looked_at, hits, lookups, poller: 0 };
+        let (order, looks, lookups) = (Vec::new(), Looks::of(iter::empty()), Cell::new(0));
+        let mut reader = Reader { table, member, version: 0, order, looks, hits, lookups, poller: 0 };
         reader.rank();
         reader
     }
@@ -115,9 +113,9 @@ impl Reader {
     /// elsewhere only have the same hash, as they have the same flow.
     #[inline]
     pub fn hash(&self, key: &FlowKey) -> u64 {
-        match self.looked_at.len() {
-            ..=FEW => key.hash_under(self.looked_at.iter().copied()),
-            _ => key.masked(&self.union).hash(),
+        match self.looks.words.len() {
+            ..=FEW => key.hash_under(self.looks.words.iter().copied()),
+            _ => key.masked(&self.looks.union).hash(),
         }
     }
 
@@ -132,25 +130,18 @@ impl Reader {
         if self.version != self.table.version.load(Ordering::Acquire) {
             return sound;
         }
-        let mut heads = sound;
-        let follows =
-            |place: &usize| sound.contains(place - 1) && !self.tells(&keys[place - 1], &keys[*place]);
+        let follows = |place: &usize| !self.looks.tell(&keys[place - 1], &keys[*place]);
         if (1..keys.len()).step_by((keys.len() / SAMPLES).max(1)).any(|place| follows(&place)) {
-            (1..keys.len()).filter(follows).for_each(|place| heads.remove(place));
+            let followers = sound.next_ones().without(self.looks.told(keys));
+            return sound.without(followers);
         }
-        heads
-    }
-
-    /// Does any mask look at a bit in which these keys differ?
-    #[inline]
-    fn tells(&self, a: &FlowKey, b: &FlowKey) -> bool {
-        self.looked_at.iter().fold(0, |all, &(i, mask)| all | (a.0[i] ^ b.0[i]) & mask) != 0
+        sound
     }
 
     /// Did this reader know the flow's mask when it last ranked them?
     #[inline]
     pub fn covers(&self, flow: &Flow) -> bool {
-        self.union.covers(flow.mask())
+        self.looks.union.covers(flow.mask())
     }
 
     #[inline]
@@ -218,8 +209,7 @@ impl Reader {
         let taken = (0..self.hits.len()).filter(|slot| self.subtable(*slot).is_some());
         self.order = taken.collect();
         let masks = self.order.iter().filter_map(|slot| self.subtable(*slot)).map(Subtable::mask);
-        self.union = masks.fold(Mask::EMPTY, |all, mask| all.union(mask));
-        self.looked_at = self.union.nonzero().collect();
+        self.looks = Looks::of(masks);
         self.order.sort_unstable_by_key(|slot| Reverse(self.hits[*slot].get()));
         if self.lookups.replace(0) >= RANK_EVERY {
             self.hits.iter().for_each(|hits| hits.set(hits.get() / 2));

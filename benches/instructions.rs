@@ -43,6 +43,7 @@ const CASES: &[(&str, Make)] = &[
     ("l2/1000", || plain(1_000)),
     ("l2/4000", || plain(4_000)),
     ("push/1", || vlan("a tag = 10\nb trunks = [10]", [None, Some(10)])),
+    ("retag/1", retag),
     ("pop/1", || vlan("a trunks = [10]\nb tag = 10", [Some(10), None])),
     ("vxlan-encap/1", || encap(1)),
     ("vxlan-encap/1000", || encap(1_000)),
@@ -77,13 +78,25 @@ fn plain(flows: u32) -> Rig {
     warm(&bridge("a\nb"), &hello, &frames)
 }
 
-fn vlan(ports: &str, [here, there]: [Option<u16>; 2]) -> Rig {
+fn retag() -> Rig {
+    let segment = "segment = [{ name = 's1', vlan = 1, type = 'vlan', id = 101, uplink = 'b' }]";
+    vlan_in(
+        &bridge("a trunks = [1]\nb").replacen("\n[[", &format!("\n{segment}\n[["), 1),
+        [Some(1), Some(101)],
+    )
+}
+
+fn vlan(ports: &str, tags: [Option<u16>; 2]) -> Rig {
+    vlan_in(&bridge(ports), tags)
+}
+
+fn vlan_in(config: &str, [here, there]: [Option<u16>; 2]) -> Rig {
     let tag = |frames: Vec<Vec<u8>>, vlan: Option<u16>| match vlan {
         Some(vlan) => frames.iter().map(|frame| tagged(frame, vlan)).collect(),
         None => frames,
     };
     let (frames, hello) = pairs(1, SHORT);
-    warm(&bridge(ports), &tag(hello, there), &tag(frames, here))
+    warm(config, &tag(hello, there), &tag(frames, here))
 }
 
 fn encap(flows: u32) -> Rig {

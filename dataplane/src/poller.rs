@@ -17,6 +17,7 @@ use flowtable::id::PortId;
 use flowtable::key::TunnelFields;
 use flowtable::keys::Keys;
 use flowtable::megaflow::Reader;
+use flowtable::places::Places;
 use flowtable::time::Instant;
 
 use self::hits::Count;
@@ -306,14 +307,22 @@ impl Poller {
             Caches::On => self.hits(arrival, (&keys, sound), batch, &mut missed),
             Caches::Off => missed.extend(batch.drain(..).enumerate()),
         }
-        self.wires.stopwatch.enter(Stage::Upcall);
-        for (place, frame) in missed {
+        if !missed.is_empty() {
+            self.wires.stopwatch.enter(Stage::Upcall);
+            self.miss_each(arrival, (&keys, sound), &mut missed);
+        }
+        self.keys = Some(keys);
+    }
+
+    /// Decides, one by one, the frames that no cache knew.
+    #[inline(never)]
+    fn miss_each(&mut self, arrival: Arrival, (keys, sound): (&Keys, Places), missed: &mut Missed) {
+        for (place, frame) in missed.drain(..) {
             match sound.contains(place) {
                 true => self.miss(arrival, &keys[place], frame),
                 false => self.wires.drop_frame(arrival.port, frame, DropReason::Malformed),
             }
         }
-        self.keys = Some(keys);
     }
 
     fn upkeep(&mut self, now: Instant, pace: Pace) {

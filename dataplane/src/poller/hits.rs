@@ -73,8 +73,8 @@ impl Poller {
         self.counters.megaflow_hits.add(found.len() as u64);
         self.counters.exact_hits.add(hits.saturating_sub(found.len()) as u64);
         if asks_exact {
-            for (hash, flow) in found {
-                self.exact.insert(hash, || flow.share());
+            for (hash, flow) in &found {
+                self.exact.insert(*hash, || flow.share());
             }
         }
     }

@@ -93,6 +93,12 @@ impl Keys {
         }
     }
 
+    /// How many words, from the first on, any of the keys may have: all others are zero.
+    #[inline]
+    pub fn used(&self) -> usize {
+        if self.tunnelled || !self.tall.is_empty() { WORDS } else { LOW }
+    }
+
     /// Makes the upper words zero again.
     #[inline]
     fn clear(&mut self) {
@@ -151,6 +157,7 @@ mod tests {
             let sound = keys.extract(bytes(), PortId(7));
             prop_assert_eq!(narrow.extract_by(bytes(), PortId(7), plain), sound);
             prop_assert_eq!(&keys[..], &narrow[..]);
+            prop_assert!(keys.iter().all(|key| key.0[keys.used()..] == [0; WORDS][keys.used()..]));
             let is_plain = |frame: &Vec<u8>| plain(&mut [0; WORDS], frame, PortId(7));
             prop_assert!(frames.iter().enumerate().all(|(n, frame)| n >= 32 || is_plain(frame) != keys.tall.contains(n)));
         }

@@ -28,7 +28,7 @@ impl Poller {
         self.wires.stopwatch.enter(Stage::Lookup);
         let snapshot = self.subscriber.current();
         let generation = snapshot.generation;
-        let heads = self.reader.heads(keys, sound);
+        let heads = self.reader.heads((keys, keys.used()), sound);
         let (mut flows, mut hashes, mut unknown) = ([None; BATCH], [0; BATCH], heads);
         let asks_exact = self.exact.is_awake(heads.len());
         if asks_exact {

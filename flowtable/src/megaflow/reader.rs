@@ -119,20 +119,20 @@ impl Reader {
         }
     }
 
-    /// Of these keys (at most [`Places::MAX`]) that are `sound`, those that some mask may tell from the one before, and those
+    /// Of these keys (at most [`Places::MAX`], with nothing behind their first `used` words) that are `sound`, those that some mask may tell from the one before, and those
     /// behind one that is not sound. The others have the flow of the one before, if this reader [covers](Reader::covers) it.
     ///
     /// Where a few samples say that neighbours differ, all do; and where a mask came or went in this poll: who follows a head
     /// that this reader does not cover would have to be decided behind later frames of the same flow. Cost: for each key, or
     /// else for the samples, the words that any mask looks at.
     #[inline]
-    pub fn heads(&self, keys: &[FlowKey], sound: Places) -> Places {
+    pub fn heads(&self, (keys, used): (&[FlowKey], usize), sound: Places) -> Places {
         if self.version != self.table.version.load(Ordering::Acquire) {
             return sound;
         }
         let follows = |place: &usize| !self.looks.tell(&keys[place - 1], &keys[*place]);
         if (1..keys.len()).step_by((keys.len() / SAMPLES).max(1)).any(|place| follows(&place)) {
-            let followers = sound.next_ones().without(self.looks.told(keys));
+            let followers = sound.next_ones().without(self.looks.told((keys, used)));
             return sound.without(followers);
         }
         sound
@@ -231,14 +231,14 @@ mod tests {
         let mut reader = table.reader();
         let keys = [0, 1, 1, 3, 2, 2].map(|n| key(&[(1, n), (2, n)]));
         let all = Places::first(6);
-        assert!(reader.heads(&keys, all).eq([0, 1, 3, 4]));
+        assert!(reader.heads((&keys, 3), all).eq([0, 1, 3, 4]));
         let sound = all.without(Places::first(2).without(Places::first(1)));
-        assert!(reader.heads(&keys, sound).eq([0, 2, 3, 4]));
+        assert!(reader.heads((&keys, 3), sound).eq([0, 2, 3, 4]));
         assert!(reader.covers(&known) && !reader.covers(&new));
         table.insert(new.clone());
-        assert_eq!(reader.heads(&keys, all), all, "until it knows all masks");
+        assert_eq!(reader.heads((&keys, 3), all), all, "until it knows all masks");
         reader.quiesce();
-        assert!(reader.covers(&new) && reader.heads(&keys, all).eq([0, 1, 3, 4]));
+        assert!(reader.covers(&new) && reader.heads((&keys, 3), all).eq([0, 1, 3, 4]));
     }
 
     #[test]

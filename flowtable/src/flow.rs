@@ -19,14 +19,21 @@
 //! bench `lookup`, caches/batch.
 #![allow(unsafe_code)]
 
+mod actions;
+mod stats;
+#[cfg(test)]
+mod tests;
+
 use std::fmt;
 use std::marker::PhantomData;
 use std::mem::size_of;
 use std::ops::Deref;
-use std::ptr::{self, NonNull};
+use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
+pub(crate) use self::actions::Actions;
+pub use self::stats::{FlowStats, FlowTotals};
 use crate::action::{Action, Effect};
 use crate::blocks::{self, prefetch};
 use crate::grounds::Grounds;
@@ -68,46 +75,6 @@ pub const DEAD: u64 = 0;
 /// The most pollers that can count on a flow.
 pub const MAX_POLLERS: usize = 1024;
 
-/// One poller's counters of a flow: a single writer, many readers, no read-modify-write.
-#[derive(Debug, Default)]
-#[repr(C)]
-pub struct FlowStats {
-    frames: AtomicU64,
-    bytes: AtomicU64,
-    /// Of poller 0 also when the flow was made, until it is used.
-    used: AtomicU64,
-    tcp_flags: AtomicU32,
-    /// Of poller 0: how many shares of the flow there are. Here, for here is room.
-    shares: AtomicU32,
-}
-
-impl FlowStats {
-    /// Adds `frames` of `bytes` in all, seen at `now`. Only the poller that owns this slot may call it.
-    #[inline]
-    pub fn add(&self, frames: u64, bytes: u64, tcp_flags: u16, now: Instant) {
-        self.frames.store(self.frames.load(Ordering::Relaxed) + frames, Ordering::Relaxed);
-        self.bytes.store(self.bytes.load(Ordering::Relaxed) + bytes, Ordering::Relaxed);
-        self.used.store(now.as_nanos(), Ordering::Relaxed);
-        if tcp_flags != 0 {
-            let flags = self.tcp_flags.load(Ordering::Relaxed) | u32::from(tcp_flags);
-            self.tcp_flags.store(flags, Ordering::Relaxed);
-        }
-    }
-}
-
-/// The sum over all pollers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct FlowTotals {
-    /// Frames.
-    pub frames: u64,
-    /// Bytes, without preamble and FCS.
-    pub bytes: u64,
-    /// The last use; `None` if never used.
-    pub used: Option<Instant>,
-    /// All TCP flags seen, OR-ed.
-    pub tcp_flags: u16,
-}
-
 /// What all flows of one mask have in common.
 #[derive(Debug)]
 pub struct Shape {
@@ -132,58 +99,6 @@ impl Shape {
     fn bytes(&self, stored: u32) -> usize {
         let words = (stored as usize).saturating_sub(INLINE) * size_of::<u64>();
         size_of::<Head>() + (self.pollers - 1) * LINE + words
-    }
-}
-
-/// What happens to a frame: most often one thing, and that is at hand.
-pub(crate) enum Actions {
-    One(Action),
-    List(List),
-}
-
-/// An `Arc<[Action]>` in parts, packed so that it fits beside the tag of [`Actions`].
-#[repr(C, packed(4))]
-#[derive(Clone, Copy)]
-pub(crate) struct List {
-    len: u32,
-    first: NonNull<Action>,
-}
-
-impl List {
-    fn as_ptr(self) -> *const [Action] {
-        ptr::slice_from_raw_parts(self.first.as_ptr(), self.len as usize)
-    }
-}
-
-impl Actions {
-    /// An action that owns nothing is worth a copy; a list, or one that does, is shared.
-    pub(crate) fn new(list: Arc<[Action]>) -> Self {
-        match &*list {
-            [action] if !matches!(action, Action::Encap(_)) => Actions::One(action.clone()),
-            _ => {
-                let len = u32::try_from(list.len()).expect("fewer ports than 2^32");
-                let first = Arc::into_raw(list).cast::<Action>().cast_mut();
-                Actions::List(List { len, first: NonNull::new(first).expect("an Arc is never null") })
-            }
-        }
-    }
-
-    #[inline]
-    fn as_slice(&self) -> &[Action] {
-        match self {
-            Actions::One(action) => std::slice::from_ref(action),
-            // SAFETY: an `Arc<[Action]>` that is ours.
-            Actions::List(list) => unsafe { &*list.as_ptr() },
-        }
-    }
-}
-
-impl Drop for Actions {
-    fn drop(&mut self) {
-        if let Actions::List(list) = self {
-            // SAFETY: an `Arc<[Action]>` that is ours, and dropped once.
-            drop(unsafe { Arc::from_raw(list.as_ptr()) });
-        }
     }
 }
 
@@ -587,97 +502,4 @@ pub struct Birth {
     pub pollers: usize,
     /// Now.
     pub now: Instant,
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::action::DropReason;
-    use crate::grounds::Ground;
-
-    fn birth(pollers: usize) -> Birth {
-        Birth { generation: 1, pollers, now: Instant::from_nanos(77) }
-    }
-
-    fn decision(mask: Mask, actions: &[Action]) -> Decision {
-        Decision {
-            mask,
-            actions: actions.into(),
-            effects: Box::new([Effect::Resolve { endpoint: PortId(4), address: [192, 0, 2, 1].into() }]),
-            depends: 5,
-            rests_on: Grounds::NONE,
-            in_port: PortId(3),
-            cacheable: true,
-        }
-    }
-
-    fn words() -> impl Strategy<Value = [u64; WORDS]> {
-        proptest::array::uniform20(prop_oneof![2 => Just(0), 1 => any::<u64>()])
-    }
-
-    proptest! {
-        #[test]
-        fn a_flow_tells_what_it_was_made_of(key in words(), mask in words(), pollers in 1usize..40) {
-            let (key, mask) = (FlowKey(key), Mask(mask));
-            let decision = decision(mask, &[Action::PopVlan, Action::Output(PortId(9))]);
-            let flow = Flow::new(&key, decision.clone(), birth(pollers));
-            prop_assert_eq!(flow.key(), key.masked(&mask));
-            prop_assert_eq!(flow.decision(), decision.clone());
-            prop_assert!(flow.is_by(&decision));
-            prop_assert!(flow.matches(&key));
-            (0..pollers).for_each(|i| flow.stats(i).add(1, i as u64, 1 << (i % 9), Instant::from_nanos(i as u64)));
-            prop_assert_eq!(flow.totals().frames, pollers as u64);
-            prop_assert_eq!((flow.key(), flow.generation()), (key.masked(&mask), 1), "nothing overlaps");
-        }
-
-        #[test]
-        fn it_matches_what_agrees_under_the_mask(key in words(), mask in words(), other in words(), mix in words()) {
-            let (key, mask) = (FlowKey(key), Mask(mask));
-            let other = FlowKey(std::array::from_fn(|i| key.0[i] ^ (other[i] & mix[i] & mask.0[(i + 1) % WORDS])));
-            let flow = Flow::new(&key, decision(mask, &[Action::PopVlan]), birth(1));
-            prop_assert_eq!(flow.matches(&other), key.masked(&mask) == other.masked(&mask));
-        }
-    }
-
-    #[test]
-    fn another_decision_makes_another_flow() {
-        let known = decision(Mask::EXACT, &[Action::Output(PortId(1))]);
-        let flow = Flow::new(&FlowKey::default(), known.clone(), birth(1));
-        let others = [
-            Decision { mask: Mask::EMPTY, ..known.clone() },
-            Decision { actions: [Action::Output(PortId(2))].into(), ..known.clone() },
-            Decision { effects: Box::new([]), ..known.clone() },
-            Decision { depends: 6, ..known.clone() },
-            Decision { rests_on: [Ground::Routes].into_iter().collect(), ..known.clone() },
-            Decision { in_port: PortId(4), ..known.clone() },
-            Decision { cacheable: false, ..known },
-        ];
-        assert!(others.iter().all(|other| !flow.is_by(other)));
-    }
-
-    #[test]
-    fn the_last_share_frees_what_the_flow_owns() {
-        let actions: Arc<[Action]> = [Action::PopVlan, Action::Drop(DropReason::Vlan)].into();
-        let decision = Decision { actions: Arc::clone(&actions), ..decision(Mask::EXACT, &[]) };
-        let flow = Flow::new(&FlowKey([7; WORDS]), decision, birth(2));
-        let (share, at) = (flow.clone(), Arc::strong_count(&actions));
-        assert_eq!((flow.shares(), at), (2, 2));
-        drop(flow);
-        assert_eq!((share.shares(), share.key()), (1, FlowKey([7; WORDS])));
-        drop(share);
-        assert_eq!(Arc::strong_count(&actions), 1);
-    }
-
-    #[test]
-    fn what_was_never_used_was_last_used_when_it_was_made() {
-        let flow = Flow::new(&FlowKey::default(), decision(Mask::EMPTY, &[Action::PopVlan]), birth(3));
-        assert_eq!((flow.last_use(), flow.totals().used), (Instant::from_nanos(77), None));
-        let later = Instant::from_nanos(77) + Duration::from_secs(1);
-        flow.stats(2).add(1, 60, 0, later);
-        assert_eq!((flow.last_use(), flow.totals().used), (later, Some(later)));
-    }
 }

@@ -20,6 +20,7 @@
 //! holds less: nobody pushes everybody else out.
 #![allow(unsafe_code)]
 
+mod buckets;
 mod heads;
 #[cfg(all(test, feature = "loom"))]
 mod model;

@@ -2,7 +2,7 @@
 //!
 //! A subtable is a directory of [`SHARDS`] shards, chosen by the hash, so that growing moves a small part at
 //! a time. A shard is an array of buckets of one cache line, each with five 32-bit hashes and five pointers
-//! to flows. A flow lies in the bucket its hash names or in one of the next [`PROBES`]` - 1`; every bucket
+//! to flows. A flow lies in the bucket its hash names or in one of the next `PROBES` - 1`; every bucket
 //! counts how many flows were passed on to its successors, so a search knows where to stop. Flows never move
 //! inside a shard: a shard that gets too full or too empty is copied, published with one store, and the old
 //! copy retired. That needs no look at a flow, because the buckets keep the hashes. Buckets and flows are in huge pages
@@ -21,25 +21,20 @@
 //! has the writer's lock: there is one limbo, and it lies inside.
 
 use std::hash::BuildHasher;
-use std::ptr::{self, NonNull};
+use std::ptr::NonNull;
 
-use crate::blocks::{self, prefetch};
+use super::buckets::{Buckets, Link, Shard, holding};
+use crate::blocks::prefetch;
 use crate::epoch::Limbo;
-use crate::flow::{Flow, FlowRef, Head, Shape};
+use crate::flow::{Flow, FlowRef, Shape};
 use crate::key::FlowKey;
 use crate::mask::Mask;
 use crate::places::Places;
-use crate::sync::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use crate::sync::{AtomicU64, AtomicUsize, Ordering};
 
 /// Shards of a subtable, a power of two up to 64. At a million flows in one subtable a shard has 16,000 of
 /// them.
 pub(super) const SHARDS: usize = if cfg!(feature = "loom") { 1 } else { 64 };
-
-/// Flows in a bucket: what fits a cache line.
-const WAYS: usize = 5;
-
-/// How many buckets a search visits at most.
-const PROBES: usize = 8;
 
 /// What nobody outside can guess. (A model must take the same course each time.)
 #[cfg(not(feature = "loom"))]
@@ -84,220 +79,6 @@ impl Drop for Unlinked {
 /// The flow's hash fits nowhere, in a table that is nearly empty: more than chance.
 #[derive(Debug)]
 pub(super) struct Crowded;
-
-#[derive(Debug)]
-#[repr(align(64))]
-pub(super) struct Bucket {
-    hashes: [AtomicU32; WAYS],
-    /// How many flows were passed on from here to later buckets.
-    passed: AtomicU32,
-    flows: [AtomicPtr<Head>; WAYS],
-}
-
-impl Bucket {
-    fn new() -> Self {
-        Bucket {
-            hashes: std::array::from_fn(|_| AtomicU32::new(0)),
-            passed: AtomicU32::new(0),
-            flows: std::array::from_fn(|_| AtomicPtr::new(ptr::null_mut())),
-        }
-    }
-
-    fn add_passed(&self, n: u32) {
-        self.passed.store(self.passed.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
-    }
-
-    /// Which ways have this hash, as bits. No branch: which way it is cannot be foretold (bench `forward`, l2/100000).
-    #[inline]
-    fn ways(&self, hash: u32) -> u32 {
-        let is = |way: usize| u32::from(self.hashes[way].load(Ordering::Relaxed) == hash) << way;
-        (0..WAYS).fold(0, |ways, way| ways | is(way))
-    }
-
-    #[inline]
-    fn flow(&self, way: usize) -> Option<NonNull<Head>> {
-        NonNull::new(self.flows[way].load(Ordering::Acquire))
-    }
-
-    /// The flows in it, with their hashes.
-    fn flows(&self) -> impl Iterator<Item = (u32, NonNull<Head>)> + '_ {
-        (0..WAYS).filter_map(move |way| Some((self.hashes[way].load(Ordering::Relaxed), self.flow(way)?)))
-    }
-}
-
-/// An array of buckets, a power of two of them: the memory of a shard. It points to flows but does not own them: the
-/// subtable does. Not a box: readers look at it when it is unlinked, still.
-#[derive(Debug)]
-pub(super) struct Buckets {
-    first: NonNull<Bucket>,
-    order: usize,
-}
-
-// SAFETY: it owns the buckets like a box does.
-unsafe impl Send for Buckets {}
-
-impl Buckets {
-    fn new(count: usize) -> Self {
-        let first = blocks::allocate(count * size_of::<Bucket>()).cast::<Bucket>();
-        for n in 0..count {
-            // SAFETY: the block is ours and has room for so many.
-            unsafe { first.add(n).write(Bucket::new()) };
-        }
-        Buckets { first, order: count.ilog2() as usize }
-    }
-
-    fn shard(&self) -> Shard<'_> {
-        // SAFETY: there are so many buckets, and they are ours.
-        Shard(unsafe { std::slice::from_raw_parts(self.first.as_ptr(), 1 << self.order) })
-    }
-}
-
-impl Drop for Buckets {
-    fn drop(&mut self) {
-        let buckets = ptr::slice_from_raw_parts_mut(self.first.as_ptr(), 1 << self.order);
-        // SAFETY: they are ours, and nobody looks at them any more; the block was allocated for so many.
-        unsafe {
-            buckets.drop_in_place();
-            blocks::free(self.first.cast(), size_of::<Bucket>() << self.order);
-        }
-    }
-}
-
-/// The link to the buckets of a shard: their address and, in the bits below a cache line, their number's logarithm. So a
-/// search needs nothing but the link to find the bucket.
-#[derive(Debug)]
-struct Link(AtomicPtr<Bucket>);
-
-impl Link {
-    const ORDER: usize = align_of::<Bucket>() - 1;
-
-    fn empty() -> Self {
-        Link(AtomicPtr::new(ptr::null_mut()))
-    }
-
-    /// The shard, as protected as the subtable that the link is borrowed from.
-    #[inline]
-    fn shard(&self) -> Option<Shard<'_>> {
-        let link = self.0.load(Ordering::Acquire);
-        let first = link.map_addr(|address| address & !Self::ORDER);
-        let count = 1 << (link.addr() & Self::ORDER);
-        // SAFETY: null, or made from buckets by `swap`, so many; retired, not freed, when they were replaced.
-        (!first.is_null()).then(|| Shard(unsafe { std::slice::from_raw_parts(first, count) }))
-    }
-
-    /// Links other buckets, or none; gives those that were linked.
-    fn swap(&self, buckets: Option<Buckets>) -> Option<Buckets> {
-        let link = buckets.map_or(ptr::null_mut(), |buckets| {
-            let buckets = std::mem::ManuallyDrop::new(buckets);
-            buckets.first.as_ptr().map_addr(|address| address | buckets.order)
-        });
-        let old = self.0.swap(link, Ordering::AcqRel);
-        let first = NonNull::new(old.map_addr(|address| address & !Self::ORDER))?;
-        Some(Buckets { first, order: old.addr() & Self::ORDER })
-    }
-}
-
-/// The buckets of a shard, to be looked at and, by the writer, changed.
-#[derive(Debug, Clone, Copy)]
-struct Shard<'s>(&'s [Bucket]);
-
-/// Where a flow lies in a shard: a bucket by its distance from the first one to try, and a way in it.
-struct Place {
-    distance: usize,
-    way: usize,
-}
-
-impl<'s> Shard<'s> {
-    /// The buckets where `hash` may lie, in order.
-    #[inline]
-    fn path(self, hash: u32) -> impl Iterator<Item = &'s Bucket> {
-        let last = self.0.len() - 1;
-        (0..PROBES.min(last + 1)).map(move |distance| &self.0[(hash as usize + distance) & last])
-    }
-
-    #[inline]
-    fn first_bucket(self, hash: u32) -> &'s Bucket {
-        &self.0[hash as usize & (self.0.len() - 1)]
-    }
-
-    /// The flow that a search for this hash will most likely find.
-    #[inline]
-    fn candidate(self, hash: u32) -> Option<FlowRef<'s>> {
-        let bucket = self.first_bucket(hash);
-        let ways = bucket.ways(hash);
-        let flow = (ways != 0).then(|| bucket.flow(ways.trailing_zeros() as usize))??;
-        // SAFETY: a linked flow is protected like the shard it was found in.
-        Some(unsafe { FlowRef::new(flow) })
-    }
-
-    /// Finds the flow that has this hash and `is` the one.
-    #[inline]
-    fn find(self, hash: u32, is: impl Fn(&Flow) -> bool) -> Option<(Place, FlowRef<'s>)> {
-        for (distance, bucket) in self.path(hash).enumerate() {
-            let mut ways = bucket.ways(hash);
-            while ways != 0 {
-                let way = ways.trailing_zeros() as usize;
-                // SAFETY: a linked flow is protected like the shard it was found in.
-                let flow = bucket.flow(way).map(|flow| unsafe { FlowRef::new(flow) });
-                if let Some(flow) = flow.filter(|flow| is(flow)) {
-                    return Some((Place { distance, way }, flow));
-                }
-                ways &= ways - 1;
-            }
-            if bucket.passed.load(Ordering::Relaxed) == 0 {
-                return None;
-            }
-        }
-        None
-    }
-
-    /// Links a flow in the first free way on its path; false if there is none.
-    fn link(self, hash: u32, flow: NonNull<Head>) -> bool {
-        let free = |bucket: &Bucket| bucket.flows.iter().position(|f| f.load(Ordering::Relaxed).is_null());
-        let place = self.path(hash).enumerate().find_map(|(d, bucket)| Some((d, bucket, free(bucket)?)));
-        let Some((distance, bucket, way)) = place else { return false };
-        self.path(hash).take(distance).for_each(|passed| passed.add_passed(1));
-        bucket.hashes[way].store(hash, Ordering::Relaxed);
-        bucket.flows[way].store(flow.as_ptr(), Ordering::Release); // the flow before the link
-        true
-    }
-
-    /// Unlinks the flow at a place that [`Shard::find`] gave for this hash; its share goes to the caller.
-    fn unlink(self, hash: u32, place: &Place) -> Option<Flow> {
-        self.path(hash).take(place.distance).for_each(|passed| passed.add_passed(1u32.wrapping_neg()));
-        self.exchange(hash, place, ptr::null_mut())
-    }
-
-    /// Changes the link at a place that [`Shard::find`] gave for this hash; what was linked goes to the caller.
-    fn exchange(self, hash: u32, place: &Place, flow: *mut Head) -> Option<Flow> {
-        let bucket = self.path(hash).nth(place.distance).expect("the place lies on the path");
-        let old = bucket.flows[place.way].swap(flow, Ordering::AcqRel);
-        // SAFETY: what is linked comes from `Flow::into_raw`, and this link is gone.
-        NonNull::new(old).map(|old| unsafe { Flow::from_raw(old) })
-    }
-
-    fn flows(self) -> impl Iterator<Item = (u32, NonNull<Head>)> + 's {
-        self.0.iter().flat_map(Bucket::flows)
-    }
-
-    /// Would it be more than three quarters full with so many? Beyond this, paths get long.
-    fn is_full(self, flows: usize) -> bool {
-        flows > self.0.len() * WAYS * 3 / 4
-    }
-
-    /// Would it be so empty with so many that a copy saves most of the memory?
-    fn is_sparse(self, flows: usize) -> bool {
-        flows * 8 < self.0.len() * WAYS && self.0.len() > 1
-    }
-}
-
-/// Buckets for these flows, at most half full, more room only where chance wants it.
-fn holding(flows: &[(u32, NonNull<Head>)]) -> Result<Buckets, Crowded> {
-    let least = (flows.len() * 2).div_ceil(WAYS).next_power_of_two();
-    let sizes = std::iter::successors(Some(least), |n| Some(n * 2)).take(4);
-    let all = |buckets: &Buckets| flows.iter().all(|(hash, flow)| buckets.shard().link(*hash, *flow));
-    sizes.map(Buckets::new).find(|buckets| all(buckets)).ok_or(Crowded)
-}
 
 /// One word of a mask.
 #[derive(Debug)]

@@ -1,0 +1,89 @@
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::action::DropReason;
+use crate::grounds::Ground;
+
+fn birth(pollers: usize) -> Birth {
+    Birth { generation: 1, pollers, now: Instant::from_nanos(77) }
+}
+
+fn decision(mask: Mask, actions: &[Action]) -> Decision {
+    Decision {
+        mask,
+        actions: actions.into(),
+        effects: Box::new([Effect::Resolve { endpoint: PortId(4), address: [192, 0, 2, 1].into() }]),
+        depends: 5,
+        rests_on: Grounds::NONE,
+        in_port: PortId(3),
+        cacheable: true,
+    }
+}
+
+fn words() -> impl Strategy<Value = [u64; WORDS]> {
+    proptest::array::uniform20(prop_oneof![2 => Just(0), 1 => any::<u64>()])
+}
+
+proptest! {
+    #[test]
+    fn a_flow_tells_what_it_was_made_of(key in words(), mask in words(), pollers in 1usize..40) {
+        let (key, mask) = (FlowKey(key), Mask(mask));
+        let decision = decision(mask, &[Action::PopVlan, Action::Output(PortId(9))]);
+        let flow = Flow::new(&key, decision.clone(), birth(pollers));
+        prop_assert_eq!(flow.key(), key.masked(&mask));
+        prop_assert_eq!(flow.decision(), decision.clone());
+        prop_assert!(flow.is_by(&decision));
+        prop_assert!(flow.matches(&key));
+        (0..pollers).for_each(|i| flow.stats(i).add(1, i as u64, 1 << (i % 9), Instant::from_nanos(i as u64)));
+        prop_assert_eq!(flow.totals().frames, pollers as u64);
+        prop_assert_eq!((flow.key(), flow.generation()), (key.masked(&mask), 1), "nothing overlaps");
+    }
+
+    #[test]
+    fn it_matches_what_agrees_under_the_mask(key in words(), mask in words(), other in words(), mix in words()) {
+        let (key, mask) = (FlowKey(key), Mask(mask));
+        let other = FlowKey(std::array::from_fn(|i| key.0[i] ^ (other[i] & mix[i] & mask.0[(i + 1) % WORDS])));
+        let flow = Flow::new(&key, decision(mask, &[Action::PopVlan]), birth(1));
+        prop_assert_eq!(flow.matches(&other), key.masked(&mask) == other.masked(&mask));
+    }
+}
+
+#[test]
+fn another_decision_makes_another_flow() {
+    let known = decision(Mask::EXACT, &[Action::Output(PortId(1))]);
+    let flow = Flow::new(&FlowKey::default(), known.clone(), birth(1));
+    let others = [
+        Decision { mask: Mask::EMPTY, ..known.clone() },
+        Decision { actions: [Action::Output(PortId(2))].into(), ..known.clone() },
+        Decision { effects: Box::new([]), ..known.clone() },
+        Decision { depends: 6, ..known.clone() },
+        Decision { rests_on: [Ground::Routes].into_iter().collect(), ..known.clone() },
+        Decision { in_port: PortId(4), ..known.clone() },
+        Decision { cacheable: false, ..known },
+    ];
+    assert!(others.iter().all(|other| !flow.is_by(other)));
+}
+
+#[test]
+fn the_last_share_frees_what_the_flow_owns() {
+    let actions: Arc<[Action]> = [Action::PopVlan, Action::Drop(DropReason::Vlan)].into();
+    let decision = Decision { actions: Arc::clone(&actions), ..decision(Mask::EXACT, &[]) };
+    let flow = Flow::new(&FlowKey([7; WORDS]), decision, birth(2));
+    let (share, at) = (flow.clone(), Arc::strong_count(&actions));
+    assert_eq!((flow.shares(), at), (2, 2));
+    drop(flow);
+    assert_eq!((share.shares(), share.key()), (1, FlowKey([7; WORDS])));
+    drop(share);
+    assert_eq!(Arc::strong_count(&actions), 1);
+}
+
+#[test]
+fn what_was_never_used_was_last_used_when_it_was_made() {
+    let flow = Flow::new(&FlowKey::default(), decision(Mask::EMPTY, &[Action::PopVlan]), birth(3));
+    assert_eq!((flow.last_use(), flow.totals().used), (Instant::from_nanos(77), None));
+    let later = Instant::from_nanos(77) + Duration::from_secs(1);
+    flow.stats(2).add(1, 60, 0, later);
+    assert_eq!((flow.last_use(), flow.totals().used), (later, Some(later)));
+}

@@ -5,6 +5,8 @@
 //! counted; nothing waits. A frame that came out of a tunnel waits among the inner frames until the batch is decided,
 //! then is decided itself.
 
+mod outbox;
+mod queue;
 mod spread;
 
 use std::sync::Arc;
@@ -15,120 +17,31 @@ use flowtable::action::DropReason;
 use flowtable::id::PortId;
 use flowtable::time::Instant;
 
+use self::outbox::Outbox;
+pub use self::outbox::Route;
+pub use self::queue::Queue;
 use crate::batch::{Batch, Leaving};
-use crate::budget::Budget;
 use crate::frame::{Frame, FrameCache};
 use crate::handoff;
 use crate::inner::Inner;
 use crate::offload;
 use crate::perf::{Stage, Stopwatch};
-use crate::port::{Counters, Offloads, Port, PortError};
+use crate::port::{Offloads, PortError};
 use crate::stats::{PollerCounters, PortCounters};
 use crate::waker::Waker;
 
 /// A frame on its way to another poller's port.
 pub type Parcel = (PortId, Frame);
 
-/// Bytes of Ethernet header in front of what an MTU counts.
-const ETHERNET: usize = 14;
 /// How many senders of too long frames are told so between two refills. At two a second that is Linux's default limit
 /// for all ICMP messages of a host (`net.ipv4.icmp_msgs_per_sec`, 1,000).
 const COMPLAINTS: u32 = 500;
-
-/// One queue of a port, owned by this poller.
-pub struct Queue {
-    /// Its port.
-    pub port: PortId,
-    /// Which of the port's queues it is.
-    pub index: u16,
-    /// The attachment.
-    pub io: Box<dyn Port>,
-    /// What upcalls it may still cause.
-    pub budget: Budget,
-    /// Cleared when the interface went away.
-    pub up: bool,
-    /// How many frames it gave when it was last asked: if that is a batch, likely it has more.
-    pub gave: usize,
-    /// It is not asked, for its descriptor tells of its next frame ([`Port::arm`]).
-    pub armed: bool,
-    /// What it had lost when that was last counted.
-    pub lost: Counters,
-}
-
-impl Queue {
-    /// One that is up and is asked.
-    pub fn new(port: PortId, index: u16, io: Box<dyn Port>, budget: Budget) -> Queue {
-        Queue { port, index, io, budget, up: true, gave: 0, armed: false, lost: Counters::default() }
-    }
-
-    /// Has the descriptor tell of the next frame; false, and it does not, if there is one already.
-    pub fn arm(&mut self) -> bool {
-        self.armed = !self.io.arm();
-        if !self.armed {
-            self.io.disarm();
-        }
-        self.armed
-    }
-
-    /// Has the descriptor be silent.
-    pub fn disarm(&mut self) {
-        self.armed = false;
-        self.io.disarm();
-    }
-}
-
-/// How frames get to a port.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Route {
-    /// By our own queue, by its place in `queues`.
-    Own(usize),
-    /// By several queues of our own, by their places: each flow by one of them.
-    Spread(Arc<[usize]>),
-    /// Through the poller with this index.
-    Via(usize),
-    /// Not at all: it has no queue.
-    None,
-}
 
 /// The way out by a queue of our own.
 #[derive(Debug, Clone, Copy)]
 struct Exit {
     port: PortId,
     place: usize,
-}
-
-/// Frames waiting for a port.
-struct Outbox {
-    route: Route,
-    mtu: u16,
-    pending: Box<Batch>,
-    counters: Arc<PortCounters>,
-}
-
-impl Outbox {
-    /// Does the frame exceed the port's MTU?
-    #[inline]
-    fn refuses(&self, frame: &Frame) -> bool {
-        frame.len() > ETHERNET + usize::from(self.mtu) && offload::exceeds(frame, self.mtu)
-    }
-
-    /// Does any of them? All lengths are looked at, but mostly nothing else.
-    #[inline]
-    fn refuses_any(&self, frames: &[Frame]) -> bool {
-        let longest = frames.iter().fold(0, |longest, frame| frame.len().max(longest));
-        longest > ETHERNET + usize::from(self.mtu) && frames.iter().any(|frame| self.refuses(frame))
-    }
-
-    /// Does the frame, after all, not exceed the port's MTU? Where nobody told how long its segments are, that was a guess
-    /// ([`offload::unsaid`]), and they may be shorter.
-    fn shortens(&self, frame: &mut Frame) -> bool {
-        if frame.unsaid
-            && let Some(offload) = gso::fit(frame.bytes(), frame.offload, self.mtu.into())
-        {
-            frame.offload = offload;
-        }
-        !self.refuses(frame)
-    }
 }
 
 /// A poller's connection to the others.
@@ -197,7 +110,7 @@ impl Wires {
         if self.outboxes.len() <= port.index() {
             self.outboxes.resize_with(port.index() + 1, || None);
         }
-        let outbox = Outbox { route: Route::None, mtu, pending: Box::default(), counters };
+        let outbox = Outbox { route: Route::None, mtu, pending: Box::default(), work: 0, counters };
         self.outboxes[port.index()] = Some(Box::new(outbox));
     }
 
@@ -322,7 +235,7 @@ impl Wires {
             let Some(Some(outbox)) = self.outboxes.get_mut(port.index()) else {
                 return self.drop_all(port, &mut frames.take(left), DropReason::PortDown);
             };
-            if outbox.refuses_any(&frames.rest()[..left]) {
+            if !outbox.accepts(&frames.rest()[..left]) {
                 return self.refuse(port, frames.take(left));
             }
             let was_empty = outbox.pending.is_empty();
@@ -361,8 +274,10 @@ impl Wires {
         let empty = self.spare.take().unwrap_or_default();
         let Some(outbox) = self.outbox_mut(port) else { return };
         let mut pending = std::mem::replace(&mut outbox.pending, empty);
+        let work = std::mem::take(&mut outbox.work);
         match &outbox.route {
             _ if pending.is_empty() => {}
+            &Route::Own(place) if work == 0 => self.put(Exit { port, place }, &mut pending),
             &Route::Own(place) => self.transmit(Exit { port, place }, &mut pending),
             Route::Spread(places) => {
                 let places = Arc::clone(places);

@@ -59,6 +59,22 @@ impl Offload {
         *self == Self::NONE
     }
 
+    /// Zero if that is so, and only then; so the values of many frames can be put together without a branch.
+    #[inline]
+    pub fn kinds(&self) -> u16 {
+        let csum = match self.csum {
+            Csum::None => 0,
+            Csum::Partial { .. } => 1,
+        };
+        let gso = match self.gso {
+            Gso::None => 0,
+            Gso::Tcp4 { .. } => 1,
+            Gso::Tcp6 { .. } => 2,
+            Gso::Udp { .. } => 3,
+        };
+        csum | gso
+    }
+
     /// The offload after `delta` bytes were put in front of the frame (taken off it, if negative).
     /// `None` if the checksum would then begin before the frame.
     #[inline]

@@ -13,13 +13,13 @@ use std::time::Duration;
 use flowtable::action::Effect;
 use flowtable::flow::{Birth, DEAD, Decision, Flow};
 use flowtable::id::Place;
-use flowtable::intern::Interner;
 use flowtable::key::FlowKey;
 use flowtable::megaflow::{Inserted, Removed};
 use flowtable::time::Instant;
 
 use crate::shared::Shared;
-use crate::translate::{Silent, View, translate};
+use crate::translate::View;
+use crate::translate::precedent::Precedents;
 
 /// Flows looked at per turn while frames flow: 32 translations take about as long as one batch of misses.
 const BUSY_STEP: usize = 32;
@@ -58,7 +58,7 @@ enum Verdict {
 /// The flows one poller installed, and how far it is in looking at them.
 pub struct Revalidator {
     flows: Vec<Flow>,
-    interner: Interner,
+    precedents: Precedents,
     /// Dependency bits that changed since the running round began.
     waiting: Option<u64>,
     running: Option<(Round, usize)>,
@@ -69,8 +69,19 @@ pub struct Revalidator {
 impl Revalidator {
     /// With no flows yet; a flow unused for `max_idle` will go.
     pub fn new(max_idle: Duration) -> Self {
-        let (flows, interner) = (Vec::new(), Interner::default());
-        Revalidator { flows, interner, waiting: None, running: None, last_upkeep: Instant::ZERO, max_idle }
+        Revalidator {
+            flows: Vec::new(),
+            precedents: Precedents::default(),
+            waiting: None,
+            running: None,
+            last_upkeep: Instant::ZERO,
+            max_idle,
+        }
+    }
+
+    /// What happens to a frame, as [`translate`](crate::translate::translate) decides it.
+    pub fn decide(&mut self, view: View<'_>, key: &FlowKey) -> Decision {
+        self.precedents.decide(view, key)
     }
 
     /// Makes a flow, puts it into the table, and takes charge of it. Says whether there was room for it.
@@ -97,7 +108,7 @@ impl Revalidator {
         shared: &Shared,
     ) -> Flow {
         let birth = Birth { generation, pollers: shared.wakers.len(), now };
-        self.interner.flow(key, decision, birth)
+        self.precedents.flow(key, decision, birth)
     }
 
     /// Puts a flow with another decision, but the same mask, in the place of one. If there is no room for it just now, the
@@ -141,7 +152,7 @@ impl Revalidator {
                 _ if round.upkeep && self.is_unused(flow, view.now) => Verdict::Remove,
                 _ if round.changed.is_some_and(|bits| is_touched(flow, view, bits)) => {
                     translated += 1;
-                    recheck(flow, view)
+                    recheck(flow, view, &mut self.precedents)
                 }
                 _ => Verdict::Keep,
             };
@@ -193,8 +204,8 @@ fn insert(flow: &Flow, shared: &Shared) -> bool {
 ///
 /// Its masked key serves as the frame: a decision that looks at nothing else cannot tell them apart, and one
 /// that does has another mask.
-fn recheck(flow: &Flow, view: View<'_>) -> Verdict {
-    let today = translate(view, &flow.key(), &mut Silent);
+fn recheck(flow: &Flow, view: View<'_>, precedents: &mut Precedents) -> Verdict {
+    let today = precedents.decide(view, &flow.key());
     let known = today.effects.iter().all(|effect| is_known(effect, view));
     if known && flow.is_by(&today) {
         flow.confirm(view.snapshot.generation);

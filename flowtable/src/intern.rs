@@ -39,7 +39,7 @@ impl Interner {
         let Decision { actions, mask, effects, depends, rests_on, in_port, cacheable: _ } = decision;
         let parts = Parts {
             shape: self.shape(&mask, birth.pollers),
-            actions: self.actions(actions),
+            actions: Actions::new(self.actions(actions)),
             effects: (!effects.is_empty()).then(|| self.effects.share(effects)),
             depends,
             rests_on,
@@ -48,11 +48,12 @@ impl Interner {
         Flow::assemble(key, parts, birth)
     }
 
-    fn actions(&mut self, list: Arc<[Action]>) -> Actions {
+    /// The list, or one equal to it that flows have already.
+    pub fn actions(&mut self, list: Arc<[Action]>) -> Arc<[Action]> {
         match *list {
             // Not kept as a list.
-            [ref action] if !matches!(action, Action::Encap(_)) => Actions::new(list),
-            _ => Actions::new(self.actions.share(list)),
+            [ref action] if !matches!(action, Action::Encap(_)) => list,
+            _ => self.actions.share(list),
         }
     }
 

@@ -7,6 +7,7 @@
 //! Names are `upcall/case/flows`; flows are the throughput. Beside criterion's own figures each case prints TSC cycles of
 //! the poller per new flow: the best of many short windows and the median.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
@@ -30,18 +31,23 @@ const BRIDGE: &str = "bridge = [{ name = 'br0', mac-table-size = 1000000, port =
 struct Fresh {
     rig: Rig,
     config: String,
+    /// Where the frames come in.
+    port: &'static str,
     frames: Vec<Vec<u8>>,
     /// Cycles per flow, by window.
     seen: Vec<f64>,
 }
 
 impl Fresh {
-    /// `wrap` makes what port `b` receives of what the stations behind it send.
-    fn new(config: String, flows: u32, wrap: impl Fn(&[Vec<u8>]) -> Vec<Vec<u8>>) -> Fresh {
-        let (frames, hello) = pairs(flows, SHORT);
-        let mut fresh = Fresh { rig: Rig::new(&config), config, frames, seen: Vec::new() };
-        fresh.play("b", &wrap(&hello));
-        // Those behind `a` become known by the first frames, which teach more than later ones.
+    /// A flow each for these `frames` that come in by `port`; `hello` is what their receivers behind the other one send.
+    fn new(
+        config: String,
+        (port, frames): (&'static str, Vec<Vec<u8>>),
+        (other, hello): (&str, &[Vec<u8>]),
+    ) -> Fresh {
+        let mut fresh = Fresh { rig: Rig::new(&config), config, port, frames, seen: Vec::new() };
+        fresh.play(other, hello);
+        // Their senders become known by the first frames, which teach more than later ones.
         fresh.all_flows();
         fresh.seen.clear();
         fresh
@@ -57,7 +63,7 @@ impl Fresh {
     /// Makes all flows, and forgets them; how long the making took.
     fn all_flows(&mut self) -> Duration {
         let frames = std::mem::take(&mut self.frames);
-        self.rig.attach("a", Box::new(Reel::new(&frames)));
+        self.rig.attach(self.port, Box::new(Reel::new(&frames)));
         let mut taken = Duration::ZERO;
         for _ in 0..frames.len() / BATCH / WINDOW {
             let (begin, from) = (Instant::now(), cycles());
@@ -67,7 +73,7 @@ impl Fresh {
         }
         let (made, upcalls) = (self.rig.switch.flows().len(), self.rig.poller.counters().upcalls.get());
         assert!(made >= frames.len() / BATCH / WINDOW * WINDOW * BATCH, "{made} flows by {upcalls} upcalls");
-        self.rig.attach("a", Box::new(Reel::new(&[])));
+        self.rig.attach(self.port, Box::new(Reel::new(&[])));
         self.rig.switch.flush_flows();
         // A change, so that the poller looks after its flows and lets go of the dead.
         let tables = self.rig.change(&self.config).tables;
@@ -79,14 +85,29 @@ impl Fresh {
     }
 }
 
+/// The frame the other way.
+fn answer(frame: &[u8]) -> Vec<u8> {
+    [&frame[6..12], &frame[..6], &frame[12..]].concat()
+}
+
+/// A broadcast of each of the senders of these.
+fn hellos_of(frames: &[Vec<u8>]) -> Vec<Vec<u8>> {
+    let senders: BTreeSet<&[u8]> = frames.iter().map(|frame| &frame[6..12]).collect();
+    senders.into_iter().map(|sender| [&[0xff; 6], sender, &frames[0][12..]].concat()).collect()
+}
+
 fn upcall(c: &mut Criterion) {
     let mut group = c.benchmark_group("upcall");
     group.sample_size(10);
     let overlay = Overlay { kind: TunnelKind::Vxlan, ids: &[1], vm: "a", wire: "b" };
     for flows in FLOWS {
-        let l2 = || Fresh::new(BRIDGE.into(), flows, <[_]>::to_vec);
-        let vxlan = || Fresh::new(overlay.config(), flows, |hello| overlay.far(1, hello));
-        let cases: [(&str, &dyn Fn() -> Fresh); 2] = [("l2", &l2), ("vxlan-encap", &vxlan)];
+        let (there, from_b) = pairs(flows, SHORT);
+        let (back, from_a) = (there.iter().map(|frame| answer(frame)).collect::<Vec<_>>(), hellos_of(&there));
+        let l2 = || Fresh::new(BRIDGE.into(), ("a", there.clone()), ("b", &from_b));
+        let encap = || Fresh::new(overlay.config(), ("a", there.clone()), ("b", &overlay.far(1, &from_b)));
+        let decap = || Fresh::new(overlay.config(), ("b", overlay.far(1, &back)), ("a", &from_a));
+        let cases: [(&str, &dyn Fn() -> Fresh); 3] =
+            [("l2", &l2), ("vxlan-encap", &encap), ("vxlan-decap", &decap)];
         for (case, make) in cases {
             let mut fresh = None;
             group.throughput(Throughput::Elements(flows.into()));

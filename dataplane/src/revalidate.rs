@@ -11,20 +11,27 @@
 use std::time::Duration;
 
 use flowtable::action::Effect;
-use flowtable::flow::{Birth, DEAD, Decision, Flow};
+use flowtable::flow::{Birth, DEAD, Decision, Flow, FlowRef};
 use flowtable::id::Place;
-use flowtable::intern::Interner;
 use flowtable::key::FlowKey;
 use flowtable::megaflow::{Inserted, Removed};
 use flowtable::time::Instant;
 
 use crate::shared::Shared;
-use crate::translate::{Silent, View, translate};
+use crate::translate::View;
+use crate::translate::precedent::Precedents;
 
-/// Flows looked at per turn while frames flow: 32 translations take about as long as one batch of misses.
-const BUSY_STEP: usize = 32;
+/// Flows looked at per turn while frames flow, at least: as long as one frame takes, if they are merely confirmed.
+const BUSY_STEP: usize = 8;
+/// In what time a round is to be through while frames flow, however many flows there are: the longer, the less each turn
+/// takes from the frames (bench `mapping`).
+const SOON: Duration = Duration::from_millis(700);
+/// Flows looked at per turn at most: with each translated again, what a batch of misses takes eight times.
+const BUSY_MOST: usize = 256;
 /// Flows looked at per turn otherwise.
 const IDLE_STEP: usize = 1024;
+/// How far ahead a flow's memory is asked for.
+const AHEAD: usize = 8;
 /// How often unused flows are looked for, and used learned entries refreshed.
 const ROUND: Duration = Duration::from_secs(1);
 
@@ -37,13 +44,32 @@ pub enum Pace {
     Idle,
 }
 
-/// What one round over the flows does. Both at once if both are due: neither can keep the other from its turn.
+/// One round over the flows, and what it does. Both at once if both are due: neither can keep the other from its turn.
 #[derive(Debug, Clone, Copy)]
 struct Round {
     /// Translate again what is of another generation or depends on these bits.
     changed: Option<u64>,
     /// Expire and refresh.
     upkeep: bool,
+    /// The flow that is next.
+    at: usize,
+    /// When it is to be through.
+    end: Instant,
+    /// When it went on the last time.
+    last: Instant,
+}
+
+impl Round {
+    /// How many of so many flows to look at now, to be through in time.
+    fn steps(&self, flows: usize, (now, pace): (Instant, Pace)) -> usize {
+        let left = flows.saturating_sub(self.at);
+        let (passed, time) = (now.since(self.last).as_nanos(), self.end.since(self.last).as_nanos());
+        let due = (left as u128 * passed).checked_div(time).unwrap_or(u128::MAX);
+        match pace {
+            Pace::Busy => due.clamp(BUSY_STEP as u128, BUSY_MOST as u128) as usize,
+            Pace::Idle => IDLE_STEP,
+        }
+    }
 }
 
 /// What becomes of a flow.
@@ -58,19 +84,33 @@ enum Verdict {
 /// The flows one poller installed, and how far it is in looking at them.
 pub struct Revalidator {
     flows: Vec<Flow>,
-    interner: Interner,
+    precedents: Precedents,
     /// Dependency bits that changed since the running round began.
     waiting: Option<u64>,
-    running: Option<(Round, usize)>,
+    running: Option<Round>,
     last_upkeep: Instant,
     max_idle: Duration,
+    /// Flows translated again so far.
+    translated: u64,
 }
 
 impl Revalidator {
     /// With no flows yet; a flow unused for `max_idle` will go.
     pub fn new(max_idle: Duration) -> Self {
-        let (flows, interner) = (Vec::new(), Interner::default());
-        Revalidator { flows, interner, waiting: None, running: None, last_upkeep: Instant::ZERO, max_idle }
+        Revalidator {
+            flows: Vec::new(),
+            precedents: Precedents::default(),
+            waiting: None,
+            running: None,
+            last_upkeep: Instant::ZERO,
+            max_idle,
+            translated: 0,
+        }
+    }
+
+    /// What happens to a frame, as [`translate`](crate::translate::translate) decides it.
+    pub fn decide(&mut self, view: View<'_>, key: &FlowKey) -> Decision {
+        self.precedents.decide(view, key)
     }
 
     /// Makes a flow, puts it into the table, and takes charge of it. Says whether there was room for it.
@@ -97,7 +137,7 @@ impl Revalidator {
         shared: &Shared,
     ) -> Flow {
         let birth = Birth { generation, pollers: shared.wakers.len(), now };
-        self.interner.flow(key, decision, birth)
+        self.precedents.flow(key, decision, birth)
     }
 
     /// Puts a flow with another decision, but the same mask, in the place of one. If there is no room for it just now, the
@@ -130,58 +170,83 @@ impl Revalidator {
     /// Goes on for one turn. Returns how many flows were translated again. A flow that the table
     /// cannot let go of now, since another poller writes, is dead and stays in our care until the next round.
     pub fn advance(&mut self, view: View<'_>, pace: Pace, shared: &Shared) -> u64 {
-        let Some((round, mut at)) = self.running.take().or_else(|| self.next_round(view.now)) else {
-            return 0;
-        };
-        let mut translated = 0;
-        for _ in 0..if pace == Pace::Busy { BUSY_STEP } else { IDLE_STEP } {
-            let Some(flow) = self.flows.get(at) else { return translated };
-            let verdict = match flow.generation() {
-                DEAD => Verdict::Remove,
-                _ if round.upkeep && self.is_unused(flow, view.now) => Verdict::Remove,
-                _ if round.changed.is_some_and(|bits| is_touched(flow, view, bits)) => {
-                    translated += 1;
-                    recheck(flow, view)
+        let Some(mut round) = self.round(view.now) else { return 0 };
+        let before = self.translated;
+        for _ in 0..round.steps(self.flows.len(), (view.now, pace)) {
+            let Some(verdict) = self.look(round, view) else { return self.translated - before };
+            round.at = self.carry_out(verdict, round, view, shared);
+        }
+        self.running = Some(Round { last: view.now, ..round });
+        self.translated - before
+    }
+
+    /// What is to become of the flow at this place; `None` behind the last.
+    fn look(&mut self, round: Round, view: View<'_>) -> Option<Verdict> {
+        let flow = self.flows.get(round.at)?;
+        self.flows.get(round.at + AHEAD).into_iter().for_each(|flow| FlowRef::from(flow).prefetch(0));
+        Some(match flow.generation() {
+            DEAD => Verdict::Remove,
+            _ if round.upkeep && view.now.since(flow.last_use()) > self.max_idle => Verdict::Remove,
+            _ if round.changed.is_some_and(|bits| is_touched(flow, view, bits)) => {
+                self.translated += 1;
+                recheck(flow, view, &mut self.precedents)
+            }
+            _ => Verdict::Keep,
+        })
+    }
+
+    /// Does it; the place of the flow to be looked at next.
+    fn carry_out(&mut self, verdict: Verdict, round: Round, view: View<'_>, shared: &Shared) -> usize {
+        let at = round.at;
+        match verdict {
+            Verdict::Keep if round.upkeep => refresh(&self.flows[at], view, shared),
+            Verdict::Keep => {}
+            Verdict::Replace(decision) => self.replace(at, decision, view.snapshot.generation, shared),
+            Verdict::Remove => {
+                if self.let_go(at, shared) {
+                    return at;
                 }
-                _ => Verdict::Keep,
-            };
-            match verdict {
-                Verdict::Keep => {
-                    if round.upkeep {
-                        refresh(flow, view, shared);
-                    }
-                    at += 1;
-                }
-                Verdict::Replace(decision) => {
-                    self.replace(at, decision, view.snapshot.generation, shared);
-                    at += 1;
-                }
-                Verdict::Remove => match shared.megaflows.remove(flow) {
-                    Removed::Busy => at += 1,
-                    Removed::Removed | Removed::Absent => drop(self.flows.swap_remove(at)),
-                },
             }
         }
-        self.running = Some((round, at));
-        translated
+        at + 1
     }
 
-    fn next_round(&mut self, now: Instant) -> Option<(Round, usize)> {
-        let upkeep = !self.flows.is_empty() && now.since(self.last_upkeep) >= ROUND;
-        if upkeep {
+    /// Lets go of a flow, and has another in its place; false if the table cannot do so now. A dead one that nobody else holds
+    /// any more is in no table: another has taken its place, and nothing needs to be looked for.
+    fn let_go(&mut self, at: usize, shared: &Shared) -> bool {
+        let flow = &self.flows[at];
+        let alone = flow.generation() == DEAD && flow.shares() == 1;
+        if !alone && shared.megaflows.remove(flow) == Removed::Busy {
+            return false;
+        }
+        self.flows.swap_remove(at);
+        let next = self.flows.len().wrapping_sub(AHEAD);
+        self.flows.get(next).into_iter().for_each(|flow| FlowRef::from(flow).prefetch(0));
+        true
+    }
+
+    /// The round to go on with. A change does not wait until all flows were seen to that merely are due to be: such a round
+    /// begins anew, with both to do.
+    fn round(&mut self, now: Instant) -> Option<Round> {
+        match self.running.take() {
+            Some(round) if round.changed.is_some() || self.waiting.is_none() => Some(round),
+            broken_off => self.next_round(now, broken_off),
+        }
+    }
+
+    fn next_round(&mut self, now: Instant, broken_off: Option<Round>) -> Option<Round> {
+        let is_due = !self.flows.is_empty() && now.since(self.last_upkeep) >= ROUND;
+        if is_due {
             self.last_upkeep = now;
         }
-        let changed = self.waiting.take();
-        (upkeep || changed.is_some()).then_some((Round { changed, upkeep }, 0))
-    }
-
-    fn is_unused(&self, flow: &Flow, now: Instant) -> bool {
-        now.since(flow.last_use()) > self.max_idle
+        let (changed, upkeep) = (self.waiting.take(), is_due || broken_off.is_some());
+        let round = Round { changed, upkeep, at: 0, end: now + SOON, last: now };
+        (upkeep || changed.is_some()).then_some(round)
     }
 }
 
 fn is_touched(flow: &Flow, view: View<'_>, bits: u64) -> bool {
-    !view.snapshot.holds(flow) || flow.depends() & bits != 0
+    !view.snapshot.holds(flow) || bits != 0 && flow.depends() & bits != 0
 }
 
 fn insert(flow: &Flow, shared: &Shared) -> bool {
@@ -193,8 +258,8 @@ fn insert(flow: &Flow, shared: &Shared) -> bool {
 ///
 /// Its masked key serves as the frame: a decision that looks at nothing else cannot tell them apart, and one
 /// that does has another mask.
-fn recheck(flow: &Flow, view: View<'_>) -> Verdict {
-    let today = translate(view, &flow.key(), &mut Silent);
+fn recheck(flow: &Flow, view: View<'_>, precedents: &mut Precedents) -> Verdict {
+    let today = precedents.decide(view, &flow.key());
     let known = today.effects.iter().all(|effect| is_known(effect, view));
     if known && flow.is_by(&today) {
         flow.confirm(view.snapshot.generation);
@@ -242,4 +307,57 @@ fn refresh(flow: &Flow, view: View<'_>, shared: &Shared) {
         }
     }
     shared.resolve(flow.effects());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TURN: Duration = Duration::from_micros(10);
+
+    fn began(now: Instant) -> Round {
+        Round { changed: Some(0), upkeep: false, at: 0, end: now + SOON, last: now }
+    }
+
+    /// How long a round over so many flows takes a poller that is busy.
+    fn taken(flows: usize) -> Duration {
+        let (mut now, mut round) = (Instant::ZERO, began(Instant::ZERO));
+        while round.at < flows {
+            now = now + TURN;
+            round.at += round.steps(flows, (now, Pace::Busy));
+            round.last = now;
+        }
+        now.since(Instant::ZERO)
+    }
+
+    #[test]
+    fn few_flows_are_looked_at_at_once_and_many_in_time() {
+        assert_eq!(taken(800), TURN * 100);
+        assert!((SOON - TURN..=SOON + TURN).contains(&taken(1_000_000)));
+    }
+
+    #[test]
+    fn who_is_late_hurries_within_bounds() {
+        let round = began(Instant::ZERO);
+        let late = Instant::ZERO + SOON + SOON;
+        assert_eq!(round.steps(1_000_000, (late, Pace::Busy)), BUSY_MOST);
+        assert_eq!(Round { last: late, ..round }.steps(10, (late, Pace::Busy)), BUSY_MOST);
+        assert_eq!(round.steps(10, (Instant::ZERO, Pace::Idle)), IDLE_STEP);
+    }
+
+    #[test]
+    fn a_change_breaks_off_what_is_merely_due_and_no_other_change() {
+        let mut revalidator = Revalidator::new(ROUND);
+        let upkeep = Round { changed: None, upkeep: true, at: 7, ..began(Instant::ZERO) };
+        revalidator.running = Some(upkeep);
+        assert_eq!(revalidator.round(Instant::ZERO).map(|round| round.at), Some(7));
+        revalidator.running = Some(upkeep);
+        revalidator.note(1);
+        let round = revalidator.round(Instant::ZERO).unwrap();
+        assert_eq!((round.changed, round.upkeep, round.at), (Some(1), true, 0));
+        revalidator.running = Some(Round { at: 7, ..round });
+        revalidator.note(2);
+        assert_eq!(revalidator.round(Instant::ZERO).map(|round| round.at), Some(7));
+        assert!(revalidator.is_behind());
+    }
 }

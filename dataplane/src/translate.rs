@@ -5,10 +5,12 @@
 //! what was looked at; it collects exits and effects and performs none of them. `sluice trace` is this
 //! function with its steps kept.
 
+mod asked;
 mod bridge;
 mod exit;
 mod lookout;
 mod neighbour;
+pub mod precedent;
 mod segment;
 #[cfg(test)]
 mod tests;
@@ -20,7 +22,7 @@ use std::net::IpAddr;
 use encap::field::MacAddr;
 use flowtable::action::{Action, DropReason, Effect};
 use flowtable::flow::Decision;
-use flowtable::id::{PortId, SegmentId};
+use flowtable::id::{BridgeId, Place, PortId, SegmentId, Station};
 use flowtable::key::FlowKey;
 use flowtable::mask::Probe;
 use flowtable::time::Instant;
@@ -28,6 +30,7 @@ use smallvec::SmallVec;
 
 use crate::snapshot::Snapshot;
 use crate::tables::{Bridge, PortEntry, PortKind};
+use asked::Asked;
 use exit::{Exits, emit};
 use lookout::Lookout;
 use vlan::Tags;
@@ -44,6 +47,14 @@ pub struct View<'a> {
     pub snapshot: &'a Snapshot,
     /// Entries older than their age are as good as gone.
     pub now: Instant,
+}
+
+impl View<'_> {
+    /// Where a station is known to live.
+    #[inline]
+    fn place(self, bridge: BridgeId, station: Station) -> Option<Place> {
+        self.snapshot.learned(bridge)?.fdb().lookup(station, self.now)
+    }
 }
 
 /// Where the steps of a decision are told.
@@ -63,6 +74,11 @@ impl Steps for Silent {
 /// Decides the fate of a frame. Cost: one lookup per bridge passed, one step per port of a flooded bridge, and one walk
 /// through the underlay per VTEP the frame goes to.
 pub fn translate<S: Steps>(view: View<'_>, key: &FlowKey, steps: &mut S) -> Decision {
+    inquire(view, key, steps).0
+}
+
+/// As [`translate`]; and what was asked on the way.
+fn inquire<S: Steps>(view: View<'_>, key: &FlowKey, steps: &mut S) -> (Decision, Asked) {
     let mut walk = Walk::new(Lookout::new(view), key, steps);
     let refused = walk.enter().err();
     walk.decide(refused)
@@ -156,7 +172,7 @@ impl<'a, S: Steps> Walk<'a, S> {
         !self.too_deep
     }
 
-    fn decide(mut self, refused: Option<DropReason>) -> Decision {
+    fn decide(mut self, refused: Option<DropReason>) -> (Decision, Asked) {
         let reason = match (self.too_deep, self.exits.is_empty()) {
             (true, _) => Some(DropReason::TooDeep),
             (false, true) => Some(refused.unwrap_or(DropReason::NoDestination)),
@@ -169,8 +185,8 @@ impl<'a, S: Steps> Walk<'a, S> {
             }
             None => emit(self.ecn.map(Action::SetEcn), self.exits),
         };
-        let (depends, rests_on) = self.lookout.seen();
-        Decision {
+        let (depends, rests_on, asked) = self.lookout.seen();
+        let decision = Decision {
             in_port: self.in_port,
             mask: *self.probe.mask(),
             actions: actions.into(),
@@ -178,7 +194,8 @@ impl<'a, S: Steps> Walk<'a, S> {
             depends,
             rests_on,
             cacheable: self.cacheable,
-        }
+        };
+        (decision, asked)
     }
 }
 
@@ -195,6 +212,10 @@ const VENDOR_RESERVED: [(u64, u32); 6] = [
 
 /// Must this bridge not forward to the address (`other_config:forward-bpdu`)?
 fn is_reserved(bridge: &Bridge, mac: MacAddr) -> bool {
+    !bridge.forward_bpdu && is_for_bridges(mac)
+}
+
+fn is_for_bridges(mac: MacAddr) -> bool {
     let vendor = |&(address, bits): &(u64, u32)| (mac.to_u64() ^ address) >> (48 - bits) == 0;
-    !bridge.forward_bpdu && (mac.is_reserved() || VENDOR_RESERVED.iter().any(vendor))
+    mac.is_reserved() || VENDOR_RESERVED.iter().any(vendor)
 }

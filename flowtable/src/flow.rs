@@ -453,7 +453,7 @@ impl<'r> FlowRef<'r> {
 
     /// Asks for the memory that a hit of this poller takes.
     #[inline]
-    pub(crate) fn prefetch(self, poller: usize) {
+    pub fn prefetch(self, poller: usize) {
         prefetch(self.at.as_ptr());
         prefetch(self.at.as_ptr().cast::<u8>().wrapping_add((1 + poller) * LINE));
     }

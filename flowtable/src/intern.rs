@@ -20,10 +20,15 @@ use crate::mask::Mask;
 /// How many lists of a kind are remembered, and masks.
 const MOST: usize = 4096;
 
+/// How many lists are known by their address.
+const KNOWN: usize = 64;
+
 /// Makes flows that share what is equal. Each poller has one.
 #[derive(Debug, Default)]
 pub struct Interner {
     actions: Lists<[Action]>,
+    /// Lists that are shared, by their address: hashing one that leads into a tunnel takes a hundred cycles.
+    known: Vec<Option<Arc<[Action]>>>,
     effects: Lists<Box<[Effect]>>,
     shapes: HashMap<Mask, Arc<Shape>>,
     /// That of the flow before: most come one behind the other.
@@ -39,7 +44,7 @@ impl Interner {
         let Decision { actions, mask, effects, depends, rests_on, in_port, cacheable: _ } = decision;
         let parts = Parts {
             shape: self.shape(&mask, birth.pollers),
-            actions: self.actions(actions),
+            actions: Actions::new(self.actions(actions)),
             effects: (!effects.is_empty()).then(|| self.effects.share(effects)),
             depends,
             rests_on,
@@ -48,12 +53,25 @@ impl Interner {
         Flow::assemble(key, parts, birth)
     }
 
-    fn actions(&mut self, list: Arc<[Action]>) -> Actions {
+    /// The list, or one equal to it that flows have already.
+    pub fn actions(&mut self, list: Arc<[Action]>) -> Arc<[Action]> {
         match *list {
             // Not kept as a list.
-            [ref action] if !matches!(action, Action::Encap(_)) => Actions::new(list),
-            _ => Actions::new(self.actions.share(list)),
+            [ref action] if !matches!(action, Action::Encap(_)) => list,
+            _ => self.share(list),
         }
+    }
+
+    fn share(&mut self, list: Arc<[Action]>) -> Arc<[Action]> {
+        self.known.resize(KNOWN, None);
+        let at = |list: &Arc<[Action]>| list.as_ptr().addr() / 64 % KNOWN;
+        let known = self.known[at(&list)].as_ref();
+        if known.is_some_and(|known| Arc::ptr_eq(known, &list)) {
+            return list;
+        }
+        let shared = self.actions.share(list);
+        self.known[at(&shared)] = Some(Arc::clone(&shared));
+        shared
     }
 
     fn shape(&mut self, mask: &Mask, pollers: usize) -> Arc<Shape> {

@@ -75,6 +75,12 @@ impl Vteps {
         addresses
     }
 
+    /// Are these, sorted, what [`Vteps::of`] would say?
+    pub fn are(&self, segment: SegmentId, now: Instant, addresses: &[IpAddr]) -> bool {
+        let fresh = || self.members.members(segment).filter(|slot| !self.is_old(slot, now));
+        fresh().count() == addresses.len() && fresh().all(|slot| addresses.binary_search(&slot.key.1).is_ok())
+    }
+
     /// A frame of the segment came from `address`. Dependency bits of what changed; 0 if nothing but age.
     pub fn learn(&mut self, segment: SegmentId, address: IpAddr, now: Instant) -> u64 {
         if let Some(at) = self.members.find((segment, address)) {

@@ -59,7 +59,7 @@ impl Poller {
             return Known::Flow(flow);
         }
         self.counters.revalidated.add(1);
-        let decision = translate(view, key, &mut Silent);
+        let decision = self.revalidator.decide(view, key);
         if flow.generation() == DEAD || !is_still_so(&flow, &decision, view) {
             return Known::Stale(flow, decision);
         }
@@ -73,7 +73,7 @@ impl Poller {
         self.counters.upcalls.add(1);
         let (stale, decision) = match known {
             Known::Stale(flow, decision) => (Some(flow), decision),
-            Known::Flow(_) | Known::Nothing => (None, translate(view, key, &mut Silent)),
+            Known::Flow(_) | Known::Nothing => (None, self.decision(view, key)),
         };
         self.shared.changed(upcall::apply(&decision.effects, view.snapshot, frame.bytes(), view.now));
         self.shared.resolve(&decision.effects);
@@ -90,6 +90,14 @@ impl Poller {
             self.execute_one((&decision.actions, decision.in_port), arrival, key, frame);
         }
         self.counters.perf.upcall_cycles.add(cycles().wrapping_sub(begin));
+    }
+
+    /// What happens to the frame. Without caches nobody remembers what happened to others.
+    fn decision(&mut self, view: View<'_>, key: &FlowKey) -> Decision {
+        match self.caches {
+            Caches::On => self.revalidator.decide(view, key),
+            Caches::Off => translate(view, key, &mut Silent),
+        }
     }
 
     fn follow(&mut self, flow: &Flow, arrival: Arrival, key: &FlowKey, frame: Frame) {

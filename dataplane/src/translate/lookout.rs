@@ -14,6 +14,7 @@ use flowtable::mcast::{Group, McastTable};
 use flowtable::vteps::Vteps;
 
 use super::View;
+use super::asked::Asked;
 use crate::segment::{Segment, Segments};
 use crate::tables::{Bridge, PortEntry};
 use crate::tunnel::Arrival;
@@ -26,12 +27,14 @@ pub(super) struct Lookout<'a> {
     depends: u64,
     /// Configuration looked at.
     rests_on: Grounds,
+    /// What was asked of learned state, with the answers.
+    asked: Asked,
 }
 
 impl<'a> Lookout<'a> {
     /// Nobody has looked yet.
     pub fn new(view: View<'a>) -> Self {
-        Lookout { view, depends: 0, rests_on: Grounds::NONE }
+        Lookout { view, depends: 0, rests_on: Grounds::NONE, asked: Asked::default() }
     }
 
     /// A window on the same things that nobody has looked through.
@@ -39,15 +42,16 @@ impl<'a> Lookout<'a> {
         Lookout::new(self.view)
     }
 
-    /// Notes what another decision looked at.
-    pub fn join(&mut self, other: &Lookout<'_>) {
+    /// Notes what the decision on another frame, the outer one of this, looked at.
+    pub fn join(&mut self, other: Lookout<'_>) {
         self.depends |= other.depends;
         self.rests_on |= other.rests_on;
+        self.asked.join((other.asked, other.depends));
     }
 
-    /// What was looked at: learned entries, and configuration.
-    pub fn seen(&self) -> (u64, Grounds) {
-        (self.depends, self.rests_on)
+    /// What was looked at: learned entries, and configuration; and what was asked.
+    pub fn seen(self) -> (u64, Grounds, Asked) {
+        (self.depends, self.rests_on, self.asked)
     }
 
     /// Segments, for their names only.
@@ -154,6 +158,7 @@ impl<'a> Lookout<'a> {
     pub fn note_station(&mut self, bridge: BridgeId, station: Station) {
         self.depends |= Fdb::dependency(station);
         self.rests_on.add(Ground::Segment(bridge, station.segment));
+        self.asked.note(station);
     }
 
     /// Where a station is known to live.
@@ -161,7 +166,9 @@ impl<'a> Lookout<'a> {
     pub fn station(&mut self, bridge: BridgeId, station: Station) -> Option<Place> {
         self.note_station(bridge, station);
         self.rests_on.add(Ground::Bridge(bridge));
-        self.view.snapshot.learned(bridge)?.fdb().lookup(station, self.view.now)
+        let place = self.view.place(bridge, station);
+        self.asked.station((bridge, station), place);
+        place
     }
 
     /// The endpoints that have sent into a segment.
@@ -170,12 +177,15 @@ impl<'a> Lookout<'a> {
         self.rests_on.add(Ground::Segment(bridge, segment));
         self.rests_on.add(Ground::Bridge(bridge));
         let learned = self.view.snapshot.learned(bridge);
-        learned.map_or_else(Vec::new, |learned| learned.vteps().of(segment, self.view.now))
+        let vteps = learned.map_or_else(Vec::new, |learned| learned.vteps().of(segment, self.view.now));
+        self.asked.vteps((bridge, segment), &vteps);
+        vteps
     }
 
     /// The ports with multicast routers.
     pub fn queriers(&mut self, bridge: BridgeId, segment: SegmentId) -> Vec<PortId> {
         self.depends |= McastTable::querier_dependency(segment);
+        self.asked.once();
         self.rests_on.add(Ground::Bridge(bridge));
         let learned = self.view.snapshot.learned(bridge);
         learned.map_or_else(Vec::new, |learned| learned.mcast().queriers(segment, self.view.now))
@@ -184,6 +194,7 @@ impl<'a> Lookout<'a> {
     /// The ports with members of a group; `None`: nobody has reported it.
     pub fn members_of(&mut self, bridge: BridgeId, segment: SegmentId, group: Group) -> Option<Vec<PortId>> {
         self.depends |= McastTable::dependency(segment, group);
+        self.asked.once();
         self.rests_on.add(Ground::Bridge(bridge));
         self.view.snapshot.learned(bridge)?.mcast().lookup(segment, group, self.view.now)
     }

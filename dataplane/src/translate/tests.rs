@@ -9,6 +9,7 @@ mod churn;
 mod lab;
 mod leaving;
 mod megaflow;
+mod precedents;
 mod renumbering;
 mod responder;
 mod segments;

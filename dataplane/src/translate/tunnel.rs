@@ -329,7 +329,7 @@ impl<'a, S: Steps> Walk<'a, S> {
         outer.barred = Some(DropReason::TunnelLoop);
         let result = outer.bridge(Ingress::by(hop.endpoint, Tags::default(), depth));
         let Walk { exits, effects, lookout, too_deep, .. } = outer;
-        self.lookout.join(&lookout);
+        self.lookout.join(lookout);
         self.too_deep |= too_deep;
         // Many outer frames teach the same: where the endpoint is.
         effects.into_iter().for_each(|effect| self.remember(effect));

@@ -3,9 +3,10 @@
 
 use std::time::Duration;
 
-use encap::field::{EtherType, VlanId};
+use encap::field::{EtherType, MacAddr, VlanId};
 use flowtable::action::Effect;
-use flowtable::flow::{Birth, Flow};
+use flowtable::field::Field;
+use flowtable::flow::{Birth, Decision, Flow};
 use flowtable::id::{BridgeId, Place, PortId, SegmentId};
 use flowtable::key::FlowKey;
 use proptest::prelude::*;
@@ -18,6 +19,7 @@ use crate::snapshot::Snapshot;
 use crate::tables::{
     Bridge, PortEntry, PortKind, PriorityTags, SnoopingConfig, StaticEntry, VlanMode, VlanSet,
 };
+use crate::translate::precedent::Precedents;
 use crate::translate::{Silent, View, translate};
 use crate::tunnel::{Carrier, Key, Tos, Tunnel};
 use crate::underlay::{Endpoint, Route};
@@ -278,12 +280,13 @@ fn event() -> impl Strategy<Value = Event> {
 #[derive(Default)]
 struct Cache {
     flows: Vec<Flow>,
+    precedents: Precedents,
 }
 
 impl Cache {
     /// An upcall: what it teaches is learned, and the flow kept.
     fn upcall(&mut self, view: View<'_>, key: &FlowKey) {
-        let decision = translate(view, key, &mut Silent);
+        let decision = decide(&mut self.precedents, view, key);
         let changed = upcall::apply(&decision.effects, view.snapshot, &[], view.now);
         if decision.cacheable {
             let birth = Birth { generation: view.snapshot.generation, pollers: 1, now: view.now };
@@ -295,7 +298,8 @@ impl Cache {
     /// Learned entries changed: a round of the revalidator.
     fn note(&mut self, view: View<'_>, bits: u64) {
         self.flows.retain(|flow| {
-            flow.depends() & bits == 0 || is_still_so(flow, &translate(view, &flow.key(), &mut Silent), view)
+            let mut today = || decide(&mut self.precedents, view, &flow.key());
+            flow.depends() & bits == 0 || is_still_so(flow, &today(), view)
         });
     }
 
@@ -303,7 +307,7 @@ impl Cache {
     fn follow(&mut self, view: View<'_>) -> Result<(), TestCaseError> {
         let mut stale = Vec::new();
         for flow in &self.flows {
-            let today = translate(view, &flow.key(), &mut Silent);
+            let today = decide(&mut self.precedents, view, &flow.key());
             if view.snapshot.holds(flow) {
                 prop_assert!(flow.is_by(&today), "followed: {:?}\ntoday: {:?}", flow, today);
                 let taught = is_still_so(flow, &today, view) || may_not_teach(flow, view);
@@ -316,6 +320,18 @@ impl Cache {
         stale.iter().for_each(|key| self.upcall(view, key));
         Ok(())
     }
+}
+
+/// What a poller decides, which must not differ by what it decided before; nor for another pair of stations, taken by turns.
+fn decide(precedents: &mut Precedents, view: View<'_>, key: &FlowKey) -> Decision {
+    let stations = [mac(1), mac(2), mac(3), mac(4), card("192.0.2.1"), MacAddr([0, 0xe0, 0x2b, 0, 0, 4])];
+    let moment = view.now.as_nanos() ^ view.snapshot.generation << 32 ^ key.hash();
+    let turn = (moment.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize;
+    let (from, to) = (stations[turn % stations.len()], stations[turn / stations.len() % stations.len()]);
+    for key in [key.with(Field::EthSrc, from).with(Field::EthDst, to), *key] {
+        assert_eq!(precedents.decide(view, &key), translate(view, &key, &mut Silent), "{key:?}");
+    }
+    precedents.decide(view, key)
 }
 
 /// Is a table that the flow would teach full of static entries?

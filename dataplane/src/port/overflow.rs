@@ -36,23 +36,14 @@ impl Overflow {
 
 /// The frame of `len` bytes whose beginning lies in `small` and whose end, if that has no room for it, in `rest`: then a
 /// big one, unless there is none. The length is not set.
-pub(super) fn join(small: Frame, len: usize, rest: &[u8], frames: &mut FrameCache) -> Frame {
-    let big = if len > small.room() { frames.alloc_big() } else { None };
-    let Some(mut big) = big else { return small };
-    let tail = small.room()..len.min(big.room());
-    big.room_mut()[tail.clone()].copy_from_slice(&rest[..tail.len()]);
-    unite(small, len, big, frames)
-}
-
-/// The frame of `len` bytes whose beginning lies in `small` and whose end, if that has no room for it, lies at its place in
-/// `big`. The other is freed; the length is not set.
-pub(super) fn unite(mut small: Frame, len: usize, mut big: Frame, frames: &mut FrameCache) -> Frame {
+pub(super) fn join(mut small: Frame, len: usize, rest: &[u8], frames: &mut FrameCache) -> Frame {
     let split = small.room();
-    if len <= split {
-        frames.free(big);
-        return small;
-    }
-    big.room_mut()[..split].copy_from_slice(small.room_mut());
+    let big = if len > split { frames.alloc_big() } else { None };
+    let Some(mut big) = big else { return small };
+    let room = big.room_mut();
+    let end = len.min(room.len());
+    room[..split].copy_from_slice(small.room_mut());
+    room[split..end].copy_from_slice(&rest[..end - split]);
     frames.free(small);
     big
 }

@@ -2,11 +2,13 @@
 //!
 //! `PACKET_VNET_HDR` keeps the checksum and segmentation work of frames from the same machine (veth, bridges)
 //! as it is, and lets the kernel do what we leave to it, with the device's offloads or in software. The VLAN
-//! tag that the kernel moves out of each frame it receives is put back. Up to 32 frames cross per system
-//! call; each costs one copy. Where GSO frames came lately, ends of frames are received where they are to stay, in big
-//! frames, and fewer at a time; the first of them costs a second copy.
+//! tag that the kernel moves out of each frame it receives is put back.
 //!
-//! Two things to know:
+//! Frames arrive in a ring of slots that is shared with the kernel ([`inward`]) and leave by another ([`outward`]), 1.25 MiB together for
+//! a queue. To receive takes no system call, to send takes one for up to 32 frames. GSO frames and others that are longer than a
+//! slot take a call each to receive, and leave by sendmmsg(2). Each frame is copied once each way.
+//!
+//! Three things to know:
 //!
 //! * **The host's own stack sees what arrives, too**, as with Open vSwitch's userspace datapath: a copy goes
 //!   to the socket and the frame goes on. A device without an address answers little by itself; to keep
@@ -15,14 +17,20 @@
 //! * Frames go out through the device's queueing discipline, so that traffic control works
 //!   (no `PACKET_QDISC_BYPASS`). The kernel takes a frame 4 bytes over the MTU only if its outer tag is
 //!   802.1Q: for full-size 802.1ad frames raise the device's MTU by 4.
+//! * The kernel's ring can get stuck by a frame that it cannot describe ([`inward::Inward::is_stuck`]), which whoever is on the
+//!   other end of a veth can send. That is found within a second; from then on the queue receives by recvmmsg(2).
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::{iter, slice};
 
 use encap::field::VlanTag;
 use nix::errno::Errno;
 use nix::net::if_::InterfaceFlags;
 use thiserror::Error;
 
+use self::inward::{Announced, Body, Inward};
+use self::outward::Outward;
 use self::socket::Arrival;
 use super::netdev::{Netdev, NetdevError};
 use super::overflow::{self, Overflow};
@@ -31,6 +39,9 @@ use super::{Counters, Offloads, Port, PortError, Readiness, Sent, vnet};
 use crate::batch::Batch;
 use crate::frame::{Frame, FrameCache, HEADROOM, SMALL};
 
+mod inward;
+mod outward;
+mod slots;
 mod socket;
 #[cfg(test)]
 mod tests;
@@ -38,7 +49,7 @@ mod tests;
 /// The most queues of one device: sockets that share its traffic (`PACKET_FANOUT_MAX` of old kernels).
 pub const QUEUES_MAX: u16 = 256;
 
-/// How many frames are received at a time where they are long: half a megabyte of them, which is sent again before it
+/// How many frames longer than a slot are received at a time: half a megabyte of them, which is sent again before it
 /// leaves a core's cache. The stock of big frames that a thread keeps is as large.
 const LONG_BATCH: usize = 8;
 
@@ -101,43 +112,64 @@ pub fn open(name: &str, queues: u16) -> Result<Vec<PacketPort>, PacketError> {
         Errno::ENETDOWN => PacketError::Down { name: name.into() },
         source => PacketError::Refused { name: name.into(), what: failure.what, source },
     };
+    let mtu = device.mtu()?;
     let sockets = (0..queues).map(|_| socket::open(index)).collect::<Result<Vec<_>, _>>().map_err(refused)?;
     if queues > 1 {
-        socket::share(&sockets).map_err(refused)?;
+        socket::share(sockets.iter().map(|(socket, _)| socket)).map_err(refused)?;
     }
-    sockets.iter().try_for_each(socket::unmute).map_err(refused)?;
     let offloads = Offloads { csum: true, tso: true, uso: socket::takes_udp_gso() };
-    let port =
-        |socket| PacketPort { socket, offloads, expects: Expects::Short, counters: Counters::default() };
-    Ok(sockets.into_iter().map(port).collect())
+    let device = Arc::new(device);
+    let port = |(socket, inward)| {
+        let outward = socket::open_outward(index, mtu)?;
+        socket::unmute(&socket)?;
+        let (inward, device, counters) = (Some(inward), Arc::clone(&device), Counters::default());
+        Ok(PacketPort { socket, inward, outward, device, offloads, in_doubt: true, broken: None, counters })
+    };
+    sockets.into_iter().map(port).collect::<Result<_, _>>().map_err(refused)
 }
 
-/// What came last, and so will come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Expects {
-    /// Frames that small ones have room for.
-    Short,
-    /// Others, too.
-    Long,
-}
-
-/// One socket on a network device.
+/// One queue of a network device.
 #[derive(Debug)]
 pub struct PacketPort {
+    /// All arrives here, and what is not for a ring leaves here.
     socket: OwnedFd,
+    /// None once it got stuck.
+    inward: Option<Inward>,
+    outward: Outward,
+    device: Arc<Netdev>,
     offloads: Offloads,
-    expects: Expects,
+    /// If nothing comes, is it for the device being gone? A ring does not tell.
+    in_doubt: bool,
+    /// Why the socket is of no use any more.
+    broken: Option<Errno>,
     counters: Counters,
 }
 
 impl PacketPort {
+    /// Receives by the ring.
+    fn receive_slots(&mut self, frames: &mut FrameCache, batch: &mut Batch) -> Result<(), Errno> {
+        let (mut taken, mut queued) = (0, 0);
+        while !batch.is_full() && queued < LONG_BATCH {
+            let Some(slot) = self.inward.as_ref().and_then(Inward::peek) else { break };
+            queued += usize::from(matches!(slot.body, Body::Queued));
+            match take(&self.socket, &slot, frames) {
+                Taken::Whole(frame, arrival) => batch.extend(self.accept(frame, &arrival, frames)),
+                Taken::Lost => self.counters.rx_missed += 1,
+                Taken::Not => break,
+            }
+            self.inward.as_mut().into_iter().for_each(Inward::advance);
+            taken += 1;
+        }
+        let is_asked = taken == 0 && std::mem::take(&mut self.in_doubt);
+        if is_asked { socket::check(&self.socket) } else { Ok(()) }
+    }
+
     /// Receives by frames whose ends land in the thread's overflow.
-    fn receive_short(&mut self, frames: &mut FrameCache, batch: &mut Batch) -> Result<(), Errno> {
-        let mut small = allot(frames, batch.remaining_capacity());
+    fn receive_queue(&mut self, frames: &mut FrameCache, batch: &mut Batch) -> Result<(), Errno> {
+        let mut small: Batch = (0..batch.remaining_capacity()).map_while(|_| frames.alloc()).collect();
         Overflow::with(|overflow| {
             let received = socket::receive(&self.socket, &mut small, overflow.parts_mut());
             let arrivals = received.as_deref().unwrap_or_default();
-            self.expect(arrivals);
             let unused = small.drain(arrivals.len()..);
             unused.for_each(|frame| frames.free(frame));
             for (place, (frame, arrival)) in small.drain(..).zip(arrivals).enumerate() {
@@ -148,33 +180,26 @@ impl PacketPort {
         })
     }
 
-    /// Receives by frames whose ends land in big ones.
-    fn receive_long(&mut self, frames: &mut FrameCache, batch: &mut Batch) -> Result<(), Errno> {
-        let room = batch.remaining_capacity().min(LONG_BATCH);
-        let mut big: Batch = (0..room).map_while(|_| frames.alloc_big()).collect();
-        if big.is_empty() && room != 0 {
-            return self.receive_short(frames, batch);
+    /// Sends frames from the front, by the ring or not. Returns how many the kernel took, at least one.
+    fn send(&mut self, frames: &[Frame]) -> Result<usize, Errno> {
+        let takes = |frame: &Frame| self.outward.takes(frame);
+        let fit = frames.iter().take_while(|frame| takes(frame)).count();
+        if fit == 0 {
+            let others = frames.iter().take_while(|frame| !takes(frame)).count();
+            return socket::send(&self.socket, &frames[..others]);
         }
-        let mut small = allot(frames, big.len());
-        let split = SMALL - HEADROOM;
-        let tails = big.iter_mut().map(|frame| &mut frame.room_mut()[split..]);
-        let received = socket::receive(&self.socket, &mut small, tails);
-        let arrivals = received.as_deref().unwrap_or_default();
-        self.expect(arrivals);
-        // The other way round: the frame that was taken first, and is in the cache, is taken first again.
-        let unused = big.drain(arrivals.len()..).rev().chain(small.drain(arrivals.len()..));
-        unused.for_each(|frame| frames.free(frame));
-        for ((small, big), arrival) in small.drain(..).zip(big.drain(..)).zip(arrivals) {
-            let frame = overflow::unite(small, arrival.len, big, frames);
-            batch.extend(self.accept(frame, arrival, frames));
+        match self.outward.send(&frames[..fit])? {
+            // All slots are on their way, which is no reason to keep the others waiting.
+            0 => socket::send(&self.socket, &frames[..fit]),
+            taken => Ok(taken),
         }
-        received.map(drop)
     }
 
-    fn expect(&mut self, arrivals: &[Arrival]) {
-        if let [_, ..] = arrivals {
-            let is_long = arrivals.iter().any(|arrival| arrival.len > SMALL - HEADROOM);
-            self.expects = if is_long { Expects::Long } else { Expects::Short };
+    /// Goes on without a ring that is stuck.
+    #[cold]
+    fn unring(&mut self) {
+        if let Some(Err(errno)) = self.inward.take().map(|ring| ring.give_up(&self.socket)) {
+            self.broken = Some(errno);
         }
     }
 
@@ -201,9 +226,39 @@ impl PacketPort {
     }
 }
 
-/// Small frames to receive into: as many as asked for, if there are.
-fn allot(frames: &mut FrameCache, count: usize) -> Batch {
-    (0..count).map_while(|_| frames.alloc()).collect()
+/// What became of a frame that a slot tells of.
+enum Taken {
+    Whole(Frame, Arrival),
+    /// It had to be dropped.
+    Lost,
+    /// It waits where it is: the pool is empty.
+    Not,
+}
+
+fn take(socket: &OwnedFd, slot: &Announced<'_>, frames: &mut FrameCache) -> Taken {
+    match slot.body {
+        Body::Here(bytes) => match frames.from_bytes(bytes) {
+            Some(frame) => Taken::Whole(frame, Arrival { len: slot.len, header: slot.header, tag: slot.tag }),
+            None if slot.len <= SMALL - HEADROOM => Taken::Not,
+            None => Taken::Lost,
+        },
+        Body::Queued => take_queued(socket, slot.len, frames),
+        Body::Lost => Taken::Lost,
+    }
+}
+
+/// Takes the frame that is next in the socket's queue and has `len` bytes.
+fn take_queued(socket: &OwnedFd, len: usize, frames: &mut FrameCache) -> Taken {
+    // Without a big frame it must leave the queue all the same: into a small one, as far as it goes.
+    let Some(mut frame) = frames.alloc_for(len).or_else(|| frames.alloc()) else { return Taken::Not };
+    let received = socket::receive(socket, slice::from_mut(&mut frame), iter::once(&mut [][..]));
+    match received.ok().and_then(|mut arrivals| arrivals.pop()) {
+        Some(arrival) if arrival.len <= frame.room() => Taken::Whole(frame, arrival),
+        _ => {
+            frames.free(frame);
+            Taken::Lost
+        }
+    }
 }
 
 fn is_gone(errno: Errno) -> bool {
@@ -224,9 +279,12 @@ fn restore(tag: VlanTag, frame: &mut Frame) -> bool {
 
 impl Port for PacketPort {
     fn rx(&mut self, frames: &mut FrameCache, batch: &mut Batch) -> Result<(), PortError> {
-        let received = match self.expects {
-            Expects::Short => self.receive_short(frames, batch),
-            Expects::Long => self.receive_long(frames, batch),
+        if let Some(errno) = self.broken {
+            return Err(PortError::Gone(errno.into()));
+        }
+        let received = match self.inward {
+            Some(_) => self.receive_slots(frames, batch),
+            None => self.receive_queue(frames, batch),
         };
         received.or_else(|errno| self.receive_failed(errno))
     }
@@ -235,7 +293,7 @@ impl Port for PacketPort {
         let mut sent = Sent::default();
         let mut done = 0;
         while done < batch.len() {
-            match socket::send(&self.socket, &batch[done..]) {
+            match self.send(&batch[done..]) {
                 Ok(count) => {
                     batch[done..done + count].iter().for_each(|frame| sent.count(frame));
                     done += count;
@@ -254,7 +312,12 @@ impl Port for PacketPort {
     }
 
     fn readiness(&self) -> Readiness<'_> {
-        Readiness::Call(self.socket.as_fd())
+        Readiness::Ring(self.socket.as_fd())
+    }
+
+    /// The descriptor may have told of an error instead of a frame.
+    fn disarm(&mut self) {
+        self.in_doubt = true;
     }
 
     fn offloads(&self) -> Offloads {
@@ -262,7 +325,15 @@ impl Port for PacketPort {
     }
 
     fn counters(&mut self) -> Counters {
-        self.counters.rx_missed += socket::losses(&self.socket);
+        let lost = socket::losses(&self.socket);
+        self.counters.rx_missed += lost;
+        self.in_doubt = true;
+        if let Ok(mtu) = self.device.mtu() {
+            self.outward.set_mtu(mtu);
+        }
+        if self.inward.as_mut().is_some_and(|ring| ring.is_stuck(lost)) {
+            self.unring();
+        }
         self.counters
     }
 }

@@ -3,6 +3,7 @@
 
 #![allow(unsafe_code)]
 
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -167,6 +168,17 @@ impl RawSocket {
         bytes.truncate(usize::try_from(len).ok()?);
         Some(bytes)
     }
+}
+
+/// The side of a TAP device, which exists and has vnet headers, that programs are on.
+pub(crate) fn tap(name: &str) -> File {
+    let file = File::options().read(true).write(true).open("/dev/net/tun").unwrap();
+    let mut request = super::netdev::request(name);
+    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as i16;
+    // SAFETY: TUNSETIFF reads and writes one ifreq.
+    let set = unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &mut request) };
+    assert_eq!(set, 0, "{}", io::Error::last_os_error());
+    file
 }
 
 /// The far side of a port's cable.

@@ -2,7 +2,7 @@
 
 #![allow(unsafe_code)]
 
-use std::ffi::c_uint;
+use std::ffi::{c_int, c_uint};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::ptr;
 
@@ -10,6 +10,8 @@ use arrayvec::ArrayVec;
 use encap::field::{EtherType, VlanTag};
 use nix::errno::Errno;
 
+use super::inward::Inward;
+use super::outward::Outward;
 use crate::batch::BATCH;
 use crate::frame::Frame;
 use crate::port::sockopt::{self, Failure, failed, get, set};
@@ -47,20 +49,14 @@ impl Control {
     }
 }
 
-/// A socket that gets all that the interface receives once it is unmuted, and nothing that it sends. It starts
-/// mute because sockets that are to share an interface get a copy each of everything until they do.
-pub(super) fn open(index: u32) -> Result<OwnedFd, Failure> {
-    // Protocol 0: nothing arrives before the socket is bound to its interface.
-    let kind = libc::SOCK_RAW | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
-    // SAFETY: no memory is passed.
-    let fd = Errno::result(unsafe { libc::socket(libc::AF_PACKET, kind, 0) }).map_err(failed("open"))?;
-    // SAFETY: the descriptor was just opened and is nobody else's.
-    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-    let packet = |option, what| set(&socket, libc::SOL_PACKET, option, &1).map_err(failed(what));
-    packet(libc::PACKET_VNET_HDR, "switch on checksum and segmentation metadata")?;
-    packet(libc::PACKET_AUXDATA, "switch on VLAN metadata")?;
-    packet(libc::PACKET_IGNORE_OUTGOING, "ignore our own frames")?;
-    sockopt::enlarge_buffers(&socket)?;
+/// A socket that gets all that the interface receives, by its ring, once it is unmuted, and nothing that it sends. It
+/// starts mute because sockets that are to share an interface get a copy each of everything until they do.
+pub(super) fn open(index: u32) -> Result<(OwnedFd, Inward), Failure> {
+    let socket = raw()?;
+    option(&socket, libc::PACKET_AUXDATA, "switch on VLAN metadata")?;
+    option(&socket, libc::PACKET_IGNORE_OUTGOING, "ignore our own frames")?;
+    option(&socket, libc::PACKET_COPY_THRESH, "keep what is longer than a slot")?;
+    let ring = Inward::new(&socket)?;
     let member = libc::packet_mreq {
         mr_ifindex: index.cast_signed(),
         mr_type: libc::PACKET_MR_PROMISC as u16,
@@ -70,15 +66,45 @@ pub(super) fn open(index: u32) -> Result<OwnedFd, Failure> {
     set(&socket, libc::SOL_PACKET, libc::PACKET_ADD_MEMBERSHIP, &member)
         .map_err(failed("make the interface promiscuous"))?;
     sockopt::mute(&socket).map_err(failed("attach a filter"))?;
-    bind(&socket, index).map_err(failed("bind to the interface"))?;
+    bind(&socket, (index, libc::ETH_P_ALL)).map_err(failed("bind to the interface"))?;
+    Ok((socket, ring))
+}
+
+/// A socket that sends by its ring on an interface with this MTU. It cannot send otherwise, and gets nothing.
+pub(super) fn open_outward(index: u32, mtu: u32) -> Result<Outward, Failure> {
+    let socket = raw()?;
+    option(&socket, libc::PACKET_LOSS, "skip what is wrong")?;
+    bind(&socket, (index, 0)).map_err(failed("bind to the interface"))?;
+    Outward::new(socket, mtu)
+}
+
+/// A socket without an interface. All frames have a segmentation header in front, and rings slots of the second version.
+fn raw() -> Result<OwnedFd, Failure> {
+    // Protocol 0: nothing arrives before the socket is bound to its interface.
+    let kind = libc::SOCK_RAW | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+    // SAFETY: no memory is passed.
+    let fd = Errno::result(unsafe { libc::socket(libc::AF_PACKET, kind, 0) }).map_err(failed("open"))?;
+    // SAFETY: the descriptor was just opened and is nobody else's.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    option(&socket, libc::PACKET_VNET_HDR, "switch on checksum and segmentation metadata")?;
+    let version = libc::tpacket_versions::TPACKET_V2 as c_int;
+    set(&socket, libc::SOL_PACKET, libc::PACKET_VERSION, &version)
+        .map_err(failed("choose the kind of ring"))?;
+    sockopt::enlarge_buffers(&socket)?;
     Ok(socket)
 }
 
-fn bind(socket: &OwnedFd, index: u32) -> Result<(), Errno> {
+/// Switches an option on.
+fn option(socket: &OwnedFd, option: c_int, what: &'static str) -> Result<(), Failure> {
+    set(socket, libc::SOL_PACKET, option, &1).map_err(failed(what))
+}
+
+/// Binds to an interface and what it receives of this protocol; 0 is none.
+fn bind(socket: &OwnedFd, (index, protocol): (u32, c_int)) -> Result<(), Errno> {
     // SAFETY: a sockaddr_ll is integers only: all zero is a value of it.
     let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
     address.sll_family = libc::AF_PACKET as u16;
-    address.sll_protocol = (libc::ETH_P_ALL as u16).to_be();
+    address.sll_protocol = (protocol as u16).to_be();
     address.sll_ifindex = index.cast_signed();
     let len = size_of_val(&address) as libc::socklen_t;
     // SAFETY: the address is one sockaddr_ll of that length.
@@ -86,7 +112,7 @@ fn bind(socket: &OwnedFd, index: u32) -> Result<(), Errno> {
 }
 
 /// Lets the sockets share what arrives, by flow.
-pub(super) fn share(sockets: &[OwnedFd]) -> Result<(), Failure> {
+pub(super) fn share<'a>(sockets: impl Iterator<Item = &'a OwnedFd>) -> Result<(), Failure> {
     let kind = libc::PACKET_FANOUT_HASH | libc::PACKET_FANOUT_FLAG_IGNORE_OUTGOING;
     let mut group = 0;
     let mut unique = libc::PACKET_FANOUT_FLAG_UNIQUEID;
@@ -108,7 +134,15 @@ pub(super) fn unmute(socket: &OwnedFd) -> Result<(), Failure> {
     set(socket, libc::SOL_SOCKET, libc::SO_DETACH_FILTER, &0).map_err(failed("detach the filter"))
 }
 
-/// Frames lost for want of buffer since the last call.
+/// Is anything wrong with the socket: with its interface, that is? It is told once.
+pub(super) fn check(socket: &OwnedFd) -> Result<(), Errno> {
+    match get(socket, libc::SOL_SOCKET, libc::SO_ERROR)? {
+        0 => Ok(()),
+        error => Err(Errno::from_raw(error)),
+    }
+}
+
+/// Frames lost for want of room since the last call.
 pub(super) fn losses(socket: &OwnedFd) -> u64 {
     get(socket, libc::SOL_PACKET, libc::PACKET_STATISTICS)
         .map_or(0, |stats: libc::tpacket_stats| stats.tp_drops.into())

@@ -19,6 +19,8 @@ VTEP = bytes.fromhex("0200000000bb")
 FAR = bytes.fromhex("020000000099")
 """The other one, 10.0.0.2."""
 VNI = 42
+"""Of all kinds of tunnels."""
+TUNNELS = ("vxlan", "gre", "geneve")
 VLAN = 100
 SHORTEST = 60
 PASS = 256
@@ -26,7 +28,7 @@ PASS = 256
 
 @dataclass(frozen=True)
 class Traffic:
-    """What a capture holds: `kind` is tuples, pairs, vlan or vxlan."""
+    """What a capture holds: `kind` is tuples, pairs, vlan, vxlan, gre or geneve."""
 
     kind: str
     flows: int
@@ -68,8 +70,8 @@ def checksum(header: bytes) -> int:
     return ~total & 0xFFFF
 
 
-def ipv4(src: bytes, dst: bytes, payload: int) -> bytes:
-    header = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 20 + payload, 0, 0x4000, 64, 17, 0, src, dst)
+def ipv4(src: bytes, dst: bytes, payload: int, protocol: int = 17) -> bytes:
+    header = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 20 + payload, 0, 0x4000, 64, protocol, 0, src, dst)
     return header[:10] + struct.pack("!H", checksum(header)) + header[12:]
 
 
@@ -82,11 +84,17 @@ def datagram(addresses: bytes, flow: int, size: int) -> bytes:
     return (addresses + b"\x08\x00" + packet).ljust(size, b"\0")
 
 
-def in_vxlan(inner: bytes, flow: int) -> bytes:
-    """As the other endpoint sends it to ours."""
-    body = struct.pack("!II", 0x08000000, VNI << 8) + inner
-    udp = struct.pack("!HHHH", 49152 + flow * 7919 % 16384, 4789, 8 + len(body), 0) + body
-    return VTEP + FAR + b"\x08\x00" + ipv4(bytes((10, 0, 0, 2)), bytes((10, 0, 0, 1)), len(udp)) + udp
+def in_tunnel(kind: str, inner: bytes, flow: int) -> bytes:
+    """As the other endpoint sends it to ours: RFC 7348, RFC 2890 with a key, RFC 8926 without options."""
+    addresses = VTEP + FAR + b"\x08\x00"
+    ends = (bytes((10, 0, 0, 2)), bytes((10, 0, 0, 1)))
+    if kind == "gre":
+        body = struct.pack("!HHI", 0x2000, 0x6558, VNI) + inner
+        return addresses + ipv4(*ends, len(body), 47) + body
+    first, port = {"vxlan": (0x08000000, 4789), "geneve": (0x00006558, 6081)}[kind]
+    body = struct.pack("!II", first, VNI << 8) + inner
+    udp = struct.pack("!HHHH", 49152 + flow * 7919 % 16384, port, 8 + len(body), 0) + body
+    return addresses + ipv4(*ends, len(udp)) + udp
 
 
 def frame(traffic: Traffic, flow: int) -> bytes:
@@ -97,7 +105,7 @@ def frame(traffic: Traffic, flow: int) -> bytes:
         return datagram(addresses, flow, traffic.size)
     tag = struct.pack("!HH", 0x8100, VLAN) if traffic.kind == "vlan" else b""
     plain = datagram(RECEIVER + SENDER + tag, flow, traffic.size)
-    return in_vxlan(plain, flow) if traffic.kind == "vxlan" else plain
+    return in_tunnel(traffic.kind, plain, flow) if traffic.kind in TUNNELS else plain
 
 
 def frames(traffic: Traffic, flows: range) -> list[bytes]:

@@ -29,15 +29,17 @@ SOME = 10_000
 
 @dataclass(frozen=True)
 class Job:
-    """What is done to the frames: `work` is port, learned, known, push, retag, encap or decap."""
+    """What is done to the frames: `work` is port, learned, known, push, retag, encap or decap, these two in a `tunnel`."""
 
     work: str
     traffic: Traffic
+    tunnel: str = "vxlan"
 
     @property
     def name(self) -> str:
         kind = "pairs" if self.traffic.kind == "pairs" else "flows"
-        return f"pipeline/{self.work}/{self.traffic.flows}-{kind}"
+        tunnel = "" if self.tunnel == "vxlan" else f"-{self.tunnel}"
+        return f"pipeline/{self.work}{tunnel}/{self.traffic.flows}-{kind}"
 
 
 def split(traffic: Traffic) -> list[range]:
@@ -88,7 +90,7 @@ class OvsPipeline(Contestant):
         self.ovs.bridge("brphy", hexed(frames.VTEP), fail_mode="standalone")
         self.netns.ip("addr", "add", "10.0.0.1/24", "dev", "brphy")
         self.netns.ip("link", "set", "brphy", "up")
-        self.ovs.port("br0", "vx", "type=vxlan", "options:remote_ip=10.0.0.2", f"options:key={frames.VNI}",
+        self.ovs.port("br0", "tunnel", f"type={self.work.tunnel}", "options:remote_ip=10.0.0.2", f"options:key={frames.VNI}",
                       "ofport_request=3")
 
     def ports(self, tunnel: bool) -> None:
@@ -154,7 +156,7 @@ class SluicePipeline(Contestant):
     def start(self) -> None:
         self.room = Room("sluice")
         self.config = self.room.dir / "sluice.toml"
-        self.config.write_text(sluice.pipeline(self.work.work, self.work.traffic))
+        self.config.write_text(sluice.pipeline(self.work.work, self.work.traffic, self.work.tunnel))
 
     def window(self, seconds: float) -> dict:
         found = sluice.pktgen(self.bench, [
@@ -184,6 +186,9 @@ def cases(bench: Bench) -> list[Case]:
     for work, kind in (("port", "tuples"), ("learned", "tuples"), ("push", "tuples"), ("retag", "vlan"),
                        ("encap", "tuples"), ("decap", "vxlan")):
         found += [case(bench, Job(work, Traffic(kind, n))) for n in (few, some)]
+    for tunnel in ("gre", "geneve"):
+        found += [case(bench, Job("encap", udp(n), tunnel)) for n in (few, some)]
+        found += [case(bench, Job("decap", Traffic(tunnel, n), tunnel)) for n in (few, some)]
     both = ("emc", "smc")
     found.append(case(bench, Job("port", udp(many)), both))
     found.append(case(bench, Job("learned", udp(many)), both))

@@ -34,15 +34,15 @@ port = [
 '''
 
 
-def overlay(traffic: Traffic, port: str, where: str) -> str:
-    """The bridge of the tenants, with `port` in the one that is in VXLAN."""
+def overlay(kind: str, traffic: Traffic, port: str, where: str) -> str:
+    """The bridge of the tenants, with `port` in the one that is in a tunnel of this kind."""
     return f'''
 [[bridge]]
 name = "br-int"
-segment = [{{ name = "blue", vlan = 1, type = "vxlan", id = {frames.VNI}, vteps = ["10.0.0.2"] }}]
+segment = [{{ name = "blue", vlan = 1, type = "{kind}", id = {frames.VNI}, vteps = ["10.0.0.2"] }}]
 fdb = [{known(traffic, f'segment = "blue", {where}')}]
 port = [
-  {{ name = "vx", type = "vxlan", remote-ip = "flow", key = "flow", local-ip = "10.0.0.1" }},
+  {{ name = "tunnel", type = "{kind}", remote-ip = "flow", key = "flow", local-ip = "10.0.0.1" }},
   {{ name = "{port}", tag = 1, upcall-rate = 0 }},
 ]
 '''
@@ -61,8 +61,8 @@ port = [{listed}]
 '''
 
 
-def pipeline(work: str, traffic: Traffic) -> str:
-    """The configuration under which ports a and b do this work."""
+def pipeline(work: str, traffic: Traffic, tunnel: str = "vxlan") -> str:
+    """The configuration under which ports a and b do this work; `tunnel` is what encap and decap are about."""
     head = f"[switch]\nflow-limit = {MANY}\nmax-idle = 600000\n"
     if work == "push":
         return head + bridge(traffic, 'vlan = 200, port = "b"', (", tag = 200", ", trunks = [200]"))
@@ -71,9 +71,9 @@ def pipeline(work: str, traffic: Traffic) -> str:
         known_at = f'vlan = {frames.VLAN}, port = "b"'
         return head + bridge(traffic, known_at, (f", trunks = [{frames.VLAN}]", ""), segment)
     if work == "encap":
-        return head + underlay("b") + overlay(traffic, "a", 'vtep = "10.0.0.2"')
+        return head + underlay("b") + overlay(tunnel, traffic, "a", 'vtep = "10.0.0.2"')
     if work == "decap":
-        return head + underlay("a") + overlay(traffic, "b", 'port = "b"')
+        return head + underlay("a") + overlay(tunnel, traffic, "b", 'port = "b"')
     return head + bridge(traffic, 'port = "b"', ("", ""))
 
 

@@ -12,6 +12,8 @@ from .net import Namespace
 from .ovs import Ovs
 
 PORTS = ("s0", "s1")
+PLAINLY = {"afxdp": "afxdp", "system": "AF_PACKET", "afpacket": "AF_PACKET", "internal": "TAP"}
+"""What the types of ports are."""
 STATIONS = (frames.SENDER, frames.RECEIVER)
 
 
@@ -21,6 +23,8 @@ class Switch:
     name = "none: one veth pair"
     offloads = "on"
     huge_mib = 0
+    brings_ports = False
+    """Does it make s0 and s1 itself?"""
 
     def start(self, bench: Bench, room: Room, netns: Namespace) -> Job | None:
         """Returns when frames pass; its process, if it has one."""
@@ -74,13 +78,15 @@ def napi_threads(device: str) -> set[int]:
 
 
 class OvsNetdev(Switch):
-    """Open vSwitch's userspace datapath; `kind` is afxdp, which has a poller, or system: AF_PACKET, by its main thread."""
+    """Open vSwitch's userspace datapath; `kind` is afxdp, which has a poller, system (AF_PACKET), or internal (TAP): by its
+    main thread."""
 
     offloads = "off"
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
-        self.name = "OVS afxdp" if kind == "afxdp" else "OVS AF_PACKET"
+        self.brings_ports = kind == "internal"
+        self.name = f"OVS {PLAINLY[kind]}"
 
     def start(self, bench: Bench, room: Room, netns: Namespace) -> Job:
         ovs = Ovs(room, bench.cores, netns.name)
@@ -89,7 +95,7 @@ class OvsNetdev(Switch):
             kind = [] if self.kind == "system" else [f"type={self.kind}"]
             ovs.port("br0", port, *kind, f"ofport_request={n + 1}")
         ovs.flows("br0", "in_port=1,actions=output:2", "in_port=2,actions=output:1")
-        if self.kind == "system":
+        if self.kind != "afxdp":
             for task in Path(f"/proc/{ovs.job.pid}/task").iterdir():
                 os.sched_setaffinity(int(task.name), {bench.cores.switch})
         return ovs.job
@@ -124,7 +130,8 @@ class SluiceNetdev(Switch):
 
     def __init__(self, kind: str, idle: str = "spin") -> None:
         self.kind, self.idle = kind, idle
-        self.name = f"Sluice {'AF_PACKET' if kind == 'afpacket' else kind}"
+        self.brings_ports = kind == "internal"
+        self.name = f"Sluice {PLAINLY[kind]}"
         if idle != "spin":
             self.name += f", {idle}"
 

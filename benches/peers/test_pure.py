@@ -47,7 +47,7 @@ class Statistics(unittest.TestCase):
 
 class Frames(unittest.TestCase):
     def test_every_flow_is_another_frame_of_the_right_length(self):
-        for kind, length in (("tuples", 60), ("pairs", 60), ("vlan", 60), ("vxlan", 110)):
+        for kind, length in (("tuples", 60), ("pairs", 60), ("vlan", 60), ("vxlan", 110), ("gre", 102), ("geneve", 110)):
             made = {frames.frame(Traffic(kind, 1000), flow) for flow in range(1000)}
             self.assertEqual((len(made), {len(f) for f in made}), (1000, {length}), kind)
 

@@ -42,9 +42,25 @@ class Between(Contestant):
         self.near = Namespace(room, "near")
         self.far = Namespace(room, "far") if self.apart else self.near
         middle = Namespace(room, "sw")
-        self.cable(middle)
-        self.switch.start(self.bench, room, middle)
+        if self.switch.brings_ports:
+            self.switch.start(self.bench, room, middle)
+            self.lend(middle)
+        else:
+            self.cable(middle)
+            self.switch.start(self.bench, room, middle)
         self.prepare()
+
+    def lend(self, middle: Namespace) -> None:
+        """Ports of the switch's own for the far ends. They stay where they are, for a switch would take one that moves for
+        gone; all that they have goes through an interface on top (macvlan, passthru)."""
+        for port, end, name in (("s0", self.near, "g0"), ("s1", self.far, "k0")):
+            middle.try_to("sysctl", "-qw", f"net.ipv6.conf.{port}.disable_ipv6=1")
+            middle.ip("link", "set", port, "up")
+            middle.ip("link", "add", "link", port, "name", name, "netns", end.name, "type", "macvlan", "mode", "passthru")
+            end.try_to("sysctl", "-qw", f"net.ipv6.conf.{name}.disable_ipv6=1")
+            address(end, name, MACS[name])
+            offloads(end, name, self.offloads)
+            end.ip("link", "set", name, "up")
 
     def cable(self, middle: Namespace) -> None:
         ends = [(self.near, "g0"), (self.far, "k0")]
@@ -179,4 +195,5 @@ def cases(bench: Bench) -> list[Case]:
         case(bench, "rfc2544-60", Search, [*netdevs(), *bare, Wire()]),
         case(bench, "latency-100kpps", Delay, [*netdevs(), SluiceNetdev("afxdp", "adaptive"), Wire()]),
         case(bench, "tcp", Tcp, netdevs()),
+        case(bench, "tcp-tap", Tcp, [SluiceNetdev("internal"), Bridge(), OvsNetdev("internal")]),
     ]

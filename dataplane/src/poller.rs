@@ -101,6 +101,9 @@ pub struct Poller {
     keys: Option<Box<Keys>>,
 }
 
+/// Parcels taken from a peer at a time.
+type Parcels = ArrayVec<Parcel, BATCH>;
+
 /// Frames without a cached flow, each with its place in the batch.
 type Missed = ArrayVec<(usize, Frame), BATCH>;
 
@@ -216,9 +219,13 @@ impl Poller {
                 queue.io.close(&mut self.wires.frames);
             }
         }
+        let mut parcels = Parcels::new();
         for ring in &mut self.inbox {
-            while let Some((port, frame)) = ring.recv() {
-                self.wires.drop_frame(port, frame, DropReason::PortDown);
+            while !ring.is_empty() {
+                ring.recv_into(&mut parcels);
+                parcels
+                    .drain(..)
+                    .for_each(|(port, frame)| self.wires.drop_frame(port, frame, DropReason::PortDown));
             }
         }
     }
@@ -262,11 +269,13 @@ impl Poller {
     /// Takes up to `most` frames from each of the other pollers, of those that are there.
     fn receive_parcels(&mut self, most: usize) -> usize {
         let mut received = 0;
+        let mut parcels = Parcels::new();
         for ring in &mut self.inbox {
             let waiting = ring.len().min(most);
-            for (port, frame) in std::iter::from_fn(|| ring.recv()).take(waiting) {
-                received += 1;
-                self.wires.send(port, &mut Batch::from_iter([frame]));
+            for _ in 0..waiting.div_ceil(BATCH) {
+                ring.recv_into(&mut parcels);
+                received += parcels.len();
+                self.wires.send_parcels(&mut parcels);
             }
         }
         received

@@ -11,6 +11,7 @@ mod spread;
 
 use std::sync::Arc;
 
+use arrayvec::ArrayVec;
 use crossbeam::utils::CachePadded;
 use encap::gso;
 use flowtable::action::DropReason;
@@ -20,7 +21,7 @@ use flowtable::time::Instant;
 use self::outbox::Outbox;
 pub use self::outbox::Route;
 pub use self::queue::Queue;
-use crate::batch::{Batch, Leaving};
+use crate::batch::{BATCH, Batch, Leaving};
 use crate::frame::{Frame, FrameCache};
 use crate::handoff;
 use crate::inner::Inner;
@@ -224,6 +225,21 @@ impl Wires {
         self.send_next(port, &mut Leaving::of(frames), n);
     }
 
+    /// Puts what another poller handed over into the outboxes; neighbours for one port together.
+    pub fn send_parcels(&mut self, parcels: &mut ArrayVec<Parcel, BATCH>) {
+        let mut run = Batch::new();
+        let mut to = None;
+        for (port, frame) in parcels.drain(..) {
+            if let Some(other) = to.replace(port).filter(|other| *other != port) {
+                self.send(other, &mut run);
+            }
+            run.push(frame);
+        }
+        if let Some(port) = to {
+            self.send(port, &mut run);
+        }
+    }
+
     /// Puts the next `n` frames of a batch into the port's outbox.
     ///
     /// # Panics
@@ -295,17 +311,13 @@ impl Wires {
     }
 
     fn hand_off(&mut self, poller: usize, port: PortId, batch: &mut Batch) {
-        for frame in batch.drain(..) {
-            let sent = match &mut self.peers[poller] {
-                Some(peer) => peer.ring.send((port, frame)),
-                None => Err((port, frame)),
-            };
-            if let Err((port, frame)) = sent {
-                self.drop_frame(port, frame, DropReason::HandoffFull);
-            }
-        }
-        if let Some(peer) = &self.peers[poller] {
+        let mut parcels = batch.drain(..).map(|frame| (port, frame));
+        if let Some(peer) = &mut self.peers[poller] {
+            peer.ring.send_each(&mut parcels);
             peer.waker.wake();
+        }
+        for (port, frame) in parcels {
+            self.drop_frame(port, frame, DropReason::HandoffFull);
         }
     }
 

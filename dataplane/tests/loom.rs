@@ -3,6 +3,7 @@
 //! `cargo test -p dataplane --features loom --test loom --release`
 #![cfg(feature = "loom")]
 
+use arrayvec::ArrayVec;
 use dataplane::port::vhost::door::Door;
 use dataplane::{handoff, publish};
 use loom::sync::Arc;
@@ -58,22 +59,20 @@ fn handed_off_values_arrive_once_and_in_order() {
     loom::model(|| {
         let (mut tx, mut rx) = handoff::ring(2);
         let sender = thread::spawn(move || {
-            let mut sent = 0;
-            for i in 0..3u32 {
-                if tx.send(Box::new(i)).is_err() {
-                    break;
-                }
-                sent += 1;
-            }
-            sent
+            tx.send_each(&mut [Box::new(0)].into_iter());
+            let mut more = [Box::new(1), Box::new(2)].into_iter();
+            tx.send_each(&mut more);
+            3 - more.len() as u32
         });
-        let mut received = Vec::new();
+        let (mut received, mut some) = (Vec::new(), ArrayVec::<Box<u32>, 2>::new());
         for _ in 0..2 {
-            received.extend(rx.recv().map(|v| *v));
+            rx.recv_into(&mut some);
+            received.extend(some.drain(..).map(|value| *value));
         }
         let sent = sender.join().unwrap();
-        while let Some(value) = rx.recv() {
-            received.push(*value);
+        while !rx.is_empty() {
+            rx.recv_into(&mut some);
+            received.extend(some.drain(..).map(|value| *value));
         }
         assert_eq!(received, (0..sent).collect::<Vec<_>>());
     });

@@ -1,24 +1,102 @@
-//! Pollers: asleep when nothing happens, awake at once, and moved while traffic flows.
+//! Pollers: asleep when nothing happens, awake at once, content with little memory, and moved while traffic flows.
 
 use std::time::{Duration, Instant};
 
+use tempfile::TempDir;
+
 use crate::support::daemon::{Daemon, bridge};
 use crate::support::host::{Host, Site};
-use crate::support::lab::Seat;
-use crate::support::traffic::{Blast, await_ping};
+use crate::support::lab::{Seat, eventually};
+use crate::support::namespace::Namespace;
+use crate::support::traffic::{Blast, await_ping, tcp};
+
+/// Ten ports of every kind, four of them to hosts.
+const TEN: [&str; 10] = [
+    "p1 afxdp",
+    "p2 afxdp",
+    "p3 afpacket",
+    "p4 afpacket",
+    "int0 internal",
+    "int1 internal",
+    "int2 internal",
+    "vm0 dpdkvhostuser",
+    "vm1 dpdkvhostuser",
+    "vm2 dpdkvhostuser",
+];
+
+/// A directory for the sockets of virtual machines, and the setting that says so.
+fn sockets() -> (TempDir, String) {
+    let dir = TempDir::with_prefix("sluice-test-vms-").expect("a directory");
+    let setting = format!("vhost-sock-dir = \"{}\"", dir.path().display());
+    (dir, setting)
+}
 
 #[test]
 fn an_idle_switch_uses_under_one_percent_of_a_core() {
     let Some(_seat) = Seat::take() else { return };
-    let site = Site::new(4);
-    let daemon = site.start(&["p1 afxdp", "p2 afxdp", "p3 afpacket", "p4 afpacket", "int0 internal"]);
+    let (site, (_dir, setting)) = (Site::new(4), sockets());
+    let daemon = Daemon::start_with(&site.switch, &setting, &bridge(&TEN));
     site.hosts.iter().skip(1).for_each(|host| await_ping(host, site.hosts[0].ip));
     // The first seconds after traffic may poll; the law is about the long run.
     std::thread::sleep(Duration::from_secs(1));
-    let (begun, used) = (Instant::now(), daemon.cpu_time());
+    let (begun, used, woken) = (Instant::now(), daemon.cpu_time(), daemon.sleeps());
     std::thread::sleep(Duration::from_secs(5));
-    let (wall, used) = (begun.elapsed(), daemon.cpu_time() - used);
+    let (wall, used, woken) = (begun.elapsed(), daemon.cpu_time() - used, daemon.sleeps() - woken);
     assert!(used < wall / 100, "{used:?} of processor in {wall:?} without traffic");
+    // Two a second of the poller; and what the kernel says on its own on new interfaces (IPv6).
+    assert!(woken < 150, "{woken} times awake in {wall:?} without traffic");
+}
+
+/// What a switch may have of memory beside its program (6 MiB in a release build), in KiB: 64 MiB in all.
+const RESIDENT_MAX: u64 = 58 << 10;
+
+/// Has TCP flow between pairs of hosts at once, in frames as long as their stacks make them.
+fn long_frames(site: &Site) {
+    let (from, to) = site.hosts.split_at(site.hosts.len() / 2);
+    let streams = |pair: (&Host, &Host)| tcp(pair.0, pair.1, 32 << 20);
+    std::thread::scope(|scope| {
+        from.iter().zip(to).for_each(|pair| drop(scope.spawn(move || streams(pair))));
+    });
+}
+
+fn ten_fit_in_64_mib(kind: &str) {
+    let site = Site::new(10);
+    let ports: Vec<String> = site.hosts.iter().map(|host| format!("{} {kind}", host.port)).collect();
+    let daemon = site.start(&ports.iter().map(String::as_str).collect::<Vec<_>>());
+    site.hosts.iter().skip(1).for_each(|host| await_ping(host, site.hosts[0].ip));
+    let idle = daemon.memory_kib();
+    long_frames(&site);
+    let used = daemon.memory_kib();
+    eprintln!("10 {kind} ports: {idle} KiB, {used} KiB after TCP");
+    assert!(used < RESIDENT_MAX, "10 {kind} ports: {idle} KiB, {used} KiB after TCP");
+}
+
+#[test]
+fn ten_afxdp_ports_fit_in_64_mib() {
+    let Some(_seat) = Seat::take() else { return };
+    ten_fit_in_64_mib("afxdp");
+}
+
+#[test]
+fn ten_afpacket_ports_fit_in_64_mib() {
+    let Some(_seat) = Seat::take() else { return };
+    ten_fit_in_64_mib("afpacket");
+}
+
+#[test]
+fn ten_internal_or_vhost_user_ports_fit_in_64_mib() {
+    let Some(_seat) = Seat::take() else { return };
+    for kind in ["internal", "dpdkvhostuser"] {
+        let (namespace, (dir, setting)) = (Namespace::new(), sockets());
+        let ports: Vec<String> = (0..10).map(|n| format!("port{n} {kind}")).collect();
+        let ports = bridge(&ports.iter().map(String::as_str).collect::<Vec<_>>());
+        let daemon = Daemon::start_with(&namespace, &setting, &ports);
+        let is_there = |port: String| namespace.has_link(&port) || dir.path().join(port).exists();
+        eventually("all ports are there", || (0..10).all(|n| is_there(format!("port{n}"))));
+        let used = daemon.memory_kib();
+        eprintln!("10 {kind} ports: {used} KiB");
+        assert!(used < RESIDENT_MAX, "10 {kind} ports: {used} KiB");
+    }
 }
 
 /// The time of one echo after the switch was idle for half a second, in milliseconds.

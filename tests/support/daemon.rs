@@ -174,6 +174,33 @@ impl Daemon {
         Duration::from_millis(ticks * 1000 / per_second)
     }
 
+    /// How often its threads went to sleep so far (proc(5), status: voluntary_ctxt_switches).
+    pub fn sleeps(&self) -> u64 {
+        let threads = fs::read_dir(format!("/proc/{}/task", self.pid())).expect("its threads");
+        let statuses =
+            threads.filter_map(|thread| fs::read_to_string(thread.ok()?.path().join("status")).ok());
+        let count = |status: String| -> Option<u64> {
+            status.lines().find_map(|l| l.strip_prefix("voluntary_ctxt_switches:"))?.trim().parse().ok()
+        };
+        statuses.filter_map(count).sum()
+    }
+
+    /// Resident memory beside program and libraries, whose size is a matter of how they were built, in KiB (proc(5), smaps).
+    pub fn memory_kib(&self) -> u64 {
+        let maps = fs::read_to_string(format!("/proc/{}/smaps", self.pid())).expect("its memory");
+        let (mut total, mut counts) = (0, true);
+        for line in maps.lines() {
+            match line.split_whitespace().collect::<Vec<_>>()[..] {
+                ["Rss:", kib, _] if counts => total += kib.parse::<u64>().expect("a number"),
+                [range, _, _, _, _, ref name @ ..] if range.contains('-') => {
+                    counts = !name.first().is_some_and(|name| *name == SLUICE || name.contains(".so"));
+                }
+                _ => {}
+            }
+        }
+        total
+    }
+
     /// Resident memory in KiB (proc(5), status: VmRSS).
     pub fn resident_kib(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("its status");

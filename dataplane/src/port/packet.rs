@@ -4,9 +4,12 @@
 //! as it is, and lets the kernel do what we leave to it, with the device's offloads or in software. The VLAN
 //! tag that the kernel moves out of each frame it receives is put back.
 //!
-//! Frames arrive in a ring of slots that is shared with the kernel ([`inward`]) and leave by another ([`outward`]), 1.25 MiB together for
+//! Frames arrive in a ring of slots that is shared with the kernel (`inward`) and leave by another (`outward`), 1.25 MiB together for
 //! a queue. To receive takes no system call, to send takes one for up to 32 frames. GSO frames and others that are longer than a
 //! slot take a call each to receive, and leave by sendmmsg(2). Each frame is copied once each way.
+//!
+//! What that won (`make bench`, `wires/forward-60`, beside recvmmsg(2) and sendmmsg(2)): receiving by a ring 1.6 times the
+//! frames, sending by one another 1.3 times. TCP (`wires/tcp`) by some hundredths, for long frames are received where they stay.
 //!
 //! Three things to know:
 //!
@@ -17,7 +20,7 @@
 //! * Frames go out through the device's queueing discipline, so that traffic control works
 //!   (no `PACKET_QDISC_BYPASS`). The kernel takes a frame 4 bytes over the MTU only if its outer tag is
 //!   802.1Q: for full-size 802.1ad frames raise the device's MTU by 4.
-//! * The kernel's ring can get stuck by a frame that it cannot describe ([`inward::Inward::is_stuck`]), which whoever is on the
+//! * The kernel's ring can get stuck by a frame that it cannot describe (`Inward::is_stuck`), which whoever is on the
 //!   other end of a veth can send. That is found within a second; from then on the queue receives by recvmmsg(2).
 
 use std::os::fd::{AsFd, OwnedFd};

@@ -87,7 +87,7 @@ impl Slots {
         unsafe { self.slot(place).cast().as_ref() }
     }
 
-    /// The bytes of a slot that is ours, behind its status.
+    /// The bytes of a slot that is ours. Its status, the first of them, is for `set_status`.
     #[inline]
     pub fn bytes_mut(&mut self, place: usize) -> &mut [u8; SLOT] {
         // SAFETY: as in `bytes`, and `&mut self` makes it the only reference.

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from . import frames, sluice, testpmd
 from .duel import Bench
-from .jobs import Failed, Job, Place, Room, wait_for
+from .jobs import Failed, Job, Place, Room, run, wait_for
 from .net import Namespace
 from .ovs import Ovs
 
+HERE = Path(__file__).parent
 PORTS = ("s0", "s1")
 PLAINLY = {"afxdp": "afxdp", "system": "AF_PACKET", "afpacket": "AF_PACKET", "internal": "TAP"}
 """What the types of ports are."""
@@ -122,6 +123,18 @@ class XdpFloor(Switch):
         program = bench.sluice.parent / "examples" / "xdp_floor"
         if not program.exists():
             raise Failed(f"no {program}: cargo build --release --example xdp_floor")
+        return room.start(Place(bench.cores.switch, netns.name), program, *PORTS)
+
+
+class Relay(Switch):
+    """A process that blocks in the kernel until a frame comes, and sends it on: relay.c."""
+
+    name = "recv() that blocks, and send()"
+    offloads = "off"
+
+    def start(self, bench: Bench, room: Room, netns: Namespace) -> Job:
+        program = bench.dir / "relay"
+        run("clang", "-O2", "-o", program, HERE / "relay.c")
         return room.start(Place(bench.cores.switch, netns.name), program, *PORTS)
 
 

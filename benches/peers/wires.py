@@ -16,11 +16,13 @@ from .duel import Bench, Case, Contestant
 from .jobs import Failed, Place, Room, wait_for
 from .net import Namespace, address, offloads, veth
 from .stats import GOODPUT, P50, P99, RATE, Figure
-from .switches import Bridge, OvsNetdev, SluiceNetdev, Switch, TestpmdXdp, Wire, XdpFloor
+from .switches import Bridge, OvsNetdev, Relay, SluiceNetdev, Switch, TestpmdXdp, Wire, XdpFloor
 
 MACS = {"g0": frames.SENDER.hex(":"), "k0": frames.RECEIVER.hex(":")}
 RATE_PPS = 100_000
 """At which latency is measured."""
+SELDOM_PPS = 20
+"""So seldom that whoever sleeps when idle is asleep when a frame comes."""
 SEARCHED = Figure("throughput at no loss", "Mpps", less_is_better=False)
 
 
@@ -134,13 +136,23 @@ class Search(Generated):
 class Delay(Generated):
     """Latency at a fixed rate that every contestant should carry."""
 
+    pps = RATE_PPS
+    least_seconds = 1.0
+
     def measure(self, windows: int, seconds: float) -> list[dict[Figure, float]]:
         turns = []
         for _ in range(windows):
-            found = self.pktgen("--ratep", RATE_PPS, "--time", max(1.0, seconds))
+            found = self.pktgen("--ratep", self.pps, "--time", max(self.least_seconds, seconds))
             self.note = f"{found['lost'] / max(1, found['sent']):.2%} lost"
             turns.append({P50: found["latency_us"]["p50"], P99: found["latency_us"]["p99"]})
         return turns
+
+
+class FirstFrame(Delay):
+    """Latency of a frame that finds everybody but the generator asleep."""
+
+    pps = SELDOM_PPS
+    least_seconds = 3.0
 
 
 class Tcp(Between):
@@ -183,17 +195,19 @@ def netdevs() -> list[Switch]:
 
 
 def case(bench: Bench, name: str, test: type[Between], switches: Iterable[Switch]) -> Case:
-    figure = {Forward: RATE, Search: SEARCHED, Delay: P50, Tcp: GOODPUT}[test]
+    figure = {Forward: RATE, Search: SEARCHED, Delay: P50, FirstFrame: P50, Tcp: GOODPUT}[test]
     rounds = 3 if test is Search else None
     return Case(f"wires/{name}", figure, [test(bench, switch) for switch in switches], rounds)
 
 
 def cases(bench: Bench) -> list[Case]:
     bare = [XdpFloor(), TestpmdXdp(), Bridge(", threads on the switch's core")]
+    asleep = [SluiceNetdev(kind, "adaptive") for kind in ("afxdp", "afpacket")]
     return [
         case(bench, "forward-60", Forward, [*netdevs(), *bare, Wire()]),
         case(bench, "rfc2544-60", Search, [*netdevs(), *bare, Wire()]),
         case(bench, "latency-100kpps", Delay, [*netdevs(), SluiceNetdev("afxdp", "adaptive"), Wire()]),
+        case(bench, "first-frame", FirstFrame, [*asleep, Relay()]),
         case(bench, "tcp", Tcp, netdevs()),
         case(bench, "tcp-tap", Tcp, [SluiceNetdev("internal"), Bridge(), OvsNetdev("internal")]),
     ]

@@ -36,7 +36,8 @@ pub trait Port: Send {
 
     /// Sends frames from the front of `batch`, in order; does not block. What stays in the batch had no room.
     /// A frame the kernel refuses for its own sake is freed and not counted as sent. Only frames whose
-    /// offload is within [`Port::offloads`] are given to it.
+    /// offload is within [`Port::offloads`] are given to it. Behind a full batch a port may expect more, and leave without it
+    /// only when `rx` was called twice, or `arm`.
     ///
     /// # Errors
     /// [`PortError::Gone`] as for `rx`; the frames not yet sent stay in the batch.

@@ -27,6 +27,8 @@ use super::{Chunk, SMALL, chatter};
 pub const RX_RING: u32 = 1024;
 /// Slots of the transmit and completion rings. With the other two 48 KiB a socket.
 pub const TX_RING: u32 = 1024;
+/// `XDP_MAX_TX_SKB_BUDGET` of `linux/if_xdp.h` (Linux 6.17): how many descriptors a wake-up sends in copy mode, at most.
+const MAX_TX_SKB_BUDGET: libc::c_int = 9;
 
 // SAFETY: the pointer is to the UMEM's memory, which lives as long; chunks have one owner at a time.
 unsafe impl Send for SharedUmem {}
@@ -73,6 +75,8 @@ pub struct Rings {
     pub comp: CompQueue,
     /// What the socket can do.
     pub features: Features,
+    /// One wake-up sends all of the transmit ring: else, in copy mode, 32 descriptors.
+    pub sends_all: bool,
     seat: Seat,
 }
 
@@ -200,7 +204,8 @@ impl SharedUmem {
             }
             let features = Features { zero_copy, multi_buffer: sockets.multi_buffer };
             sockets.live.push(fd.as_raw_fd());
-            Ok(Rings { rx, tx, fill, comp, features, seat: Seat { umem: self.clone(), fd } })
+            let sends_all = set_option(&fd, MAX_TX_SKB_BUDGET, &TX_RING).is_ok();
+            Ok(Rings { rx, tx, fill, comp, features, sends_all, seat: Seat { umem: self.clone(), fd } })
         });
         if rings.is_err() {
             self.settle(&sockets);

@@ -3,7 +3,8 @@
 //! One socket per receive queue, all on the one UMEM of the [`FramePool`]: forwarding between two of them moves
 //! a descriptor. Native mode runs our XDP program in the driver; generic mode, for drivers without, in the
 //! kernel's stack. Kernel: Documentation/networking/af_xdp.rst. Worst case of a poll: 32 frames and one refill of
-//! the fill ring in, one system call per 32 frames out.
+//! the fill ring in, one system call per 32 frames out, or
+//! per 64 under load.
 
 mod error;
 mod instructions;
@@ -253,9 +254,11 @@ impl Port for XdpPort {
     }
 
     /// The socket's descriptor is readable while there is a frame, so there is nothing to say. But to a fill ring that is
-    /// empty none comes: the pool was, and only who asks fills it.
+    /// empty none comes: the pool was, and only who asks fills it. Nothing waits for another turn: there may be none.
     fn arm(&mut self) -> bool {
-        self.open.as_ref().is_some_and(|(queue, _)| queue.is_starved())
+        let Some((queue, _)) = &mut self.open else { return false };
+        queue.release();
+        queue.is_starved()
     }
 
     fn counters(&mut self) -> Counters {

@@ -3,6 +3,9 @@
 //! Small frames are received and sent in place. A frame that lies in several chunks is gathered into a big one,
 //! and a big one is cut over several chunks: one copy each. xsk-rs has descriptors only for where a chunk's data
 //! begins, so a frame whose head was moved (a VLAN tag pushed or popped) is moved back before it is sent.
+//!
+//! Behind a full batch there are likely more frames. In copy mode, where the kernel sends only when it is called, up to
+//! [`GATHERED`] descriptors wait for each other then, two turns at the longest: a call sends them all (Linux 6.17).
 
 use std::sync::Arc;
 use std::thread;
@@ -26,6 +29,9 @@ pub const CHUNK_ROOM: usize = SMALL - HEADROOM;
 const MAX_PARTS: usize = 17;
 /// `XDP_PKT_CONTD` of `linux/if_xdp.h`: the frame goes on in the next descriptor.
 const CONTINUED: u32 = 1;
+/// Descriptors that full batches may gather on the transmit ring before the kernel is told. `benches/xdp_floor.rs` with 32, 64
+/// and 128 at a time between veth pairs: 0.88, 0.97 and 0.93 Mpps.
+const GATHERED: usize = 2 * BATCH;
 /// After how many empty polls the interface is looked at: one system call in 256.
 const LOOK_EVERY: u32 = 256;
 
@@ -44,6 +50,7 @@ pub struct Queue {
     sending: usize,
     /// The kernel did not take all of the transmit ring.
     unsent: bool,
+    held: Held,
     gather: Gather,
     unfinished: Option<Unfinished>,
     empty_polls: u32,
@@ -54,6 +61,25 @@ pub struct Queue {
     missed: u64,
     /// Frames longer than a big one, or several in one that cannot be told apart.
     broken: u64,
+}
+
+/// Descriptors on the transmit ring of which the kernel was not told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Held {
+    None,
+    /// So many, and the last came since the queue was asked.
+    Fresh(usize),
+    /// So many, and none came since.
+    Stale(usize),
+}
+
+impl Held {
+    fn count(self) -> usize {
+        match self {
+            Held::None => 0,
+            Held::Fresh(count) | Held::Stale(count) => count,
+        }
+    }
 }
 
 /// A frame of several chunks, on its way in.
@@ -73,6 +99,7 @@ impl Queue {
             receiving: 0,
             sending: 0,
             unsent: false,
+            held: Held::None,
             gather: Gather::No,
             unfinished,
             empty_polls: 0,
@@ -89,6 +116,7 @@ impl Queue {
     }
 
     pub fn rx(&mut self, frames: &mut FrameCache, batch: &mut Batch) -> Result<(), PortError> {
+        self.grow_stale();
         let room = batch.remaining_capacity();
         #[allow(unsafe_code)]
         // SAFETY: the descriptors are only written, and the ring is of the UMEM that they will belong to.
@@ -214,6 +242,7 @@ impl Queue {
     pub fn tx(&mut self, frames: &mut FrameCache, batch: &mut Batch) -> Result<Sent, PortError> {
         self.alive()?;
         self.reap(frames);
+        let is_full = batch.is_full();
         let mut room = self.room(batch.iter().map(parts).sum());
         let fits = |frame: &&Frame| {
             let rest = room.checked_sub(parts(frame));
@@ -230,7 +259,36 @@ impl Queue {
             }
         }
         self.submit();
+        if !is_full || !self.holds_back() {
+            self.release();
+        }
         Ok(sent)
+    }
+
+    /// Are there so few descriptors on the ring that they can wait for more?
+    fn holds_back(&self) -> bool {
+        self.rings.sends_all && !self.rings.features.zero_copy && self.held.count() < GATHERED
+    }
+
+    /// What nothing was added to since this was called last is sent.
+    #[inline]
+    fn grow_stale(&mut self) {
+        match self.held {
+            Held::None => {}
+            Held::Fresh(count) => self.held = Held::Stale(count),
+            Held::Stale(_) => self.release(),
+        }
+    }
+
+    /// Wakes the kernel if there is something it was not told of, and it wants to be woken.
+    pub fn release(&mut self) {
+        if self.held == Held::None {
+            return;
+        }
+        self.held = Held::None;
+        if !self.rings.features.zero_copy || self.rings.tx.needs_wakeup() {
+            self.kick();
+        }
     }
 
     /// Free slots of the transmit ring, if possible `wanted` of them.
@@ -282,7 +340,7 @@ impl Queue {
         self.sending += 1;
     }
 
-    /// Puts the descriptors on the ring, and wakes the kernel if it wants to be.
+    /// Puts the descriptors on the ring.
     fn submit(&mut self) {
         if self.to_send.is_empty() {
             return;
@@ -292,9 +350,7 @@ impl Queue {
         let taken = unsafe { self.rings.tx.produce(&self.to_send) };
         debug_assert_eq!(taken, self.to_send.len(), "there was room");
         self.to_send.clear();
-        if !self.rings.features.zero_copy || self.rings.tx.needs_wakeup() {
-            self.kick();
-        }
+        self.held = Held::Fresh(self.held.count() + taken);
     }
 
     /// Takes back what was sent.
@@ -347,7 +403,8 @@ impl Queue {
     }
 
     /// Closes the socket and gives back what was in its rings. Takes tens of milliseconds and more.
-    pub fn close(self, frames: &mut FrameCache) {
+    pub fn close(mut self, frames: &mut FrameCache) {
+        self.release();
         let Queue { rings, lent, gather, .. } = self;
         let zero_copy = rings.features.zero_copy;
         drop(rings); // only now has the kernel no chunk any more

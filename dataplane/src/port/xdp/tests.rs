@@ -128,6 +128,8 @@ fn many_frames_go_round_the_rings() {
             let bytes: Vec<_> = numbers.map(|n| numbered(n, 100)).collect();
             let mut batch: Batch = bytes.iter().map(|b| side.frames.from_bytes(b).unwrap()).collect();
             assert_eq!(side.port.tx(&mut side.frames, &mut batch).unwrap().frames as usize, BATCH);
+            assert_eq!(side.receive(&[]), None);
+            assert_eq!(side.receive(&[]), None, "who was asked twice holds nothing back");
             bytes
                 .iter()
                 .for_each(|b| assert_eq!(wait("a frame to leave", || FarSide::receive(&mut far)), *b));
@@ -136,6 +138,49 @@ fn many_frames_go_round_the_rings() {
         }
         assert_eq!(side.port.counters(), Counters::default());
         side.close();
+    });
+}
+
+/// Full batches that go out, one after the other.
+fn send_full(side: &mut Side, batches: u16) {
+    for batch in 0..batches {
+        let numbers = batch * BATCH as u16..(batch + 1) * BATCH as u16;
+        let mut batch: Batch = numbers.map(|n| side.frames.from_bytes(&numbered(n, 60)).unwrap()).collect();
+        assert_eq!(side.port.tx(&mut side.frames, &mut batch).unwrap().frames as usize, BATCH);
+    }
+}
+
+/// So many frames, and no more, are at the other end. The kernel brings them there before it returns from sending.
+#[track_caller]
+fn arrived(far: &mut RawSocket, count: usize) {
+    let looks = 2 * 4 * BATCH; // some find what hosts say of themselves
+    assert_eq!((0..looks).filter_map(|_| FarSide::receive(far)).count(), count);
+}
+
+#[test]
+fn full_batches_leave_together() {
+    as_root(|| {
+        veth("va", "vb", 1);
+        let (mut side, mut far) = (Side::open("va", Mode::Native), RawSocket::open("vb"));
+        if !side.port.queue().unwrap().rings().sends_all {
+            return eprintln!("skipped: needs Linux 6.17");
+        }
+        send_full(&mut side, 1);
+        arrived(&mut far, 0);
+        send_full(&mut side, 1);
+        arrived(&mut far, 2 * BATCH);
+        send_full(&mut side, 1);
+        side.send(&numbered(0, 60));
+        arrived(&mut far, BATCH + 1);
+        send_full(&mut side, 1);
+        assert!(!side.port.arm());
+        arrived(&mut far, BATCH);
+        send_full(&mut side, 1);
+        let pool = side.frames.pool().clone();
+        side.port.close(&mut side.frames);
+        drop(side);
+        rig::wait_for_chunks(&pool);
+        arrived(&mut far, BATCH);
     });
 }
 

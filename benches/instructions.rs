@@ -3,7 +3,8 @@
 //! Where time is noisy this is not: the same build counts the same to a fraction of a percent. Each case is a switch with
 //! ports in memory as in `forward`, warmed up, then turned for a while under `valgrind --tool=callgrind`, which counts the
 //! instructions of those turns and nothing else: reception (an allocation and a copy), extraction, lookup, execution,
-//! sending (a free), and the poller's upkeep. The recorded numbers stand in `instructions.txt`; a case that takes over
+//! sending (a free), and the poller's upkeep. `vhost` cases have no switch: a frame of 60 bytes comes out of one guest's ring
+//! and goes into another's, as in the bench `vhost`. The recorded numbers stand in `instructions.txt`; a case that takes over
 //! 5 % more fails, and then either what was changed goes, or the new number is recorded, with the reason in the commit:
 //!
 //!     cargo bench --bench instructions              compare (CI does)
@@ -17,13 +18,17 @@ use std::fmt::Write as _;
 use std::fs;
 use std::process::{Command, ExitCode};
 
-use dataplane::batch::BATCH;
+use dataplane::batch::{BATCH, Batch};
+use dataplane::frame::{FrameCache, FramePool, Memory, PoolConfig};
 use encap::tunnel::TunnelKind;
 
+#[path = "support/guest.rs"]
+mod guest;
 #[path = "support/rig.rs"]
 mod rig;
 
-use rig::{Overlay, Reel, Rig, SHORT, bridge, hellos, pairs, tagged};
+use guest::{Format, Guest};
+use rig::{Overlay, Rig, SHORT, bridge, hellos, pairs, reel, tagged};
 
 /// Where the numbers stand.
 const RECORD: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/instructions.txt");
@@ -34,42 +39,33 @@ const TURNS: usize = 256;
 /// The segment of the tunnel cases.
 const ID: u32 = 5001;
 
-/// How a switch is made.
-type Make = fn() -> Rig;
+/// Moves a batch of frames; how many.
+type Turn = Box<dyn FnMut() -> usize>;
+/// How what turns is made.
+type Make = fn() -> Turn;
 
-/// What is measured: a name, and how the switch is made.
+/// What is measured: a name, and how what turns is made.
 const CASES: &[(&str, Make)] = &[
-    ("l2/1", || plain(1)),
-    ("l2/1000", || plain(1_000)),
-    ("l2/4000", || plain(4_000)),
-    ("push/1", || vlan("a tag = 10\nb trunks = [10]", [None, Some(10)])),
-    ("retag/1", retag),
-    ("pop/1", || vlan("a trunks = [10]\nb tag = 10", [Some(10), None])),
-    ("vxlan-encap/1", || encap(1)),
-    ("vxlan-encap/1000", || encap(1_000)),
-    ("vxlan-decap/1", || decap(1)),
-    ("vxlan-decap/1000", || decap(1_000)),
-    ("upcall/l2", || upcalls(20_000)),
+    ("l2/1", || turns(plain(1))),
+    ("l2/1000", || turns(plain(1_000))),
+    ("l2/4000", || turns(plain(4_000))),
+    ("push/1", || turns(vlan("a tag = 10\nb trunks = [10]", [None, Some(10)]))),
+    ("retag/1", || turns(retag())),
+    ("pop/1", || turns(vlan("a trunks = [10]\nb tag = 10", [Some(10), None]))),
+    ("vxlan-encap/1", || turns(encap(1))),
+    ("vxlan-encap/1000", || turns(encap(1_000))),
+    ("vxlan-decap/1", || turns(decap(1))),
+    ("vxlan-decap/1000", || turns(decap(1_000))),
+    ("upcall/l2", || turns(upcalls(20_000))),
+    ("vhost/split", || guests(Format::Split)),
+    ("vhost/packed", || guests(Format::Packed)),
 ];
 
-/// A switch that knows who is behind port `b`, and plays `frames` at port `a`.
-fn known(config: &str, hello: &[Vec<u8>], frames: &[Vec<u8>]) -> Rig {
-    let mut rig = Rig::new(config);
-    rig.attach("b", Box::new(Reel::new(hello)));
-    (0..hello.len().div_ceil(BATCH)).for_each(|_| assert!(rig.turn() > 0));
-    rig.attach("b", Box::new(Reel::new(&[])));
-    rig.attach("a", Box::new(Reel::new(frames)));
-    rig
-}
-
-/// The same, and every flow is cached.
+/// A switch that knows who is behind port `b`, and every flow of what port `a` plays.
 fn warm(config: &str, hello: &[Vec<u8>], frames: &[Vec<u8>]) -> Rig {
-    let mut rig = known(config, hello, frames);
-    (0..2 * frames.len().div_ceil(BATCH)).for_each(|_| assert_eq!(rig.turn(), BATCH));
-    rig.catch_up();
-    let upcalls = rig.poller.counters().upcalls.get();
-    rig.turn();
-    assert_eq!(rig.poller.counters().upcalls.get(), upcalls, "a flow was not cached");
+    let mut rig = Rig::new(config);
+    rig.learn(hello);
+    rig.warm_up(frames);
     rig
 }
 
@@ -115,23 +111,41 @@ fn decap(flows: u32) -> Rig {
 fn upcalls(flows: u32) -> Rig {
     let (frames, _) = pairs(flows, SHORT);
     let back: Vec<Vec<u8>> = hellos((f64::from(flows).sqrt().ceil()) as u32);
-    let mut rig = known(&bridge("a\nb"), &back, &frames);
+    let mut rig = Rig::new(&bridge("a\nb"));
+    rig.learn(&back);
+    rig.attach("a", Box::new(reel(&frames)));
     assert!(flows as usize >= (TURNS + 1) * BATCH);
     rig.turn();
     rig
 }
 
+fn turns(mut rig: Rig) -> Turn {
+    Box::new(move || rig.turn())
+}
+
+/// From one guest to another.
+fn guests(format: Format) -> Turn {
+    let pool = FramePool::new(PoolConfig { small: 4096, big: 64, memory: Memory::Plain }).expect("memory");
+    let (mut frames, mut batch) = (FrameCache::new(pool), Batch::new());
+    let (mut from, mut to) = (Guest::sending(format, SHORT), Guest::receiving(format));
+    Box::new(move || {
+        from.receive(&mut frames, &mut batch);
+        to.send(&mut frames, &mut batch);
+        BATCH
+    })
+}
+
 /// What is counted: callgrind knows it by its name.
 #[inline(never)]
-fn counted_turns(rig: &mut Rig) -> usize {
-    (0..TURNS).map(|_| rig.turn()).sum()
+fn counted_turns(turn: &mut Turn) -> usize {
+    (0..TURNS).map(|_| turn()).sum()
 }
 
 /// The child: plays one case. Under callgrind, unless somebody calls it by hand.
 fn play(name: &str) {
     let (_, make) = CASES.iter().find(|(case, _)| *case == name).unwrap_or_else(|| panic!("no case {name}"));
-    let mut rig = make();
-    assert_eq!(counted_turns(&mut rig), TURNS * BATCH);
+    let mut turn = make();
+    assert_eq!(counted_turns(&mut turn), TURNS * BATCH);
 }
 
 /// Instructions per frame of a case.

@@ -15,7 +15,7 @@ use encap::tunnel::TunnelKind;
 #[path = "support/rig.rs"]
 mod rig;
 
-use rig::{Overlay, Reel, Rig, SHORT, pairs, tagged};
+use rig::{Overlay, Rig, SHORT, pairs, reel, tagged};
 
 const FLOWS: [u32; 3] = [10_000, 100_000, 1_000_000];
 /// The cases: how many segments there are.
@@ -57,15 +57,15 @@ impl Busy {
         let mut rig = Rig::new(&overlay.config());
         let (frames, hello) = pairs(flows, SHORT);
         let hellos: Vec<_> = overlay.ids.iter().flat_map(|id| overlay.far(*id, &hello)).collect();
-        rig.attach("b", Box::new(Reel::new(&hellos)));
+        rig.attach("b", Box::new(reel(&hellos)));
         (0..hellos.len()).step_by(32).for_each(|_| assert!(rig.turn() > 0));
-        rig.attach("b", Box::new(Reel::new(&[])));
+        rig.attach("b", Box::new(reel(&[])));
         let vlans = (1..=segments as u16).cycle();
         let frames: Vec<_> = match segments {
             1 => frames,
             _ => frames.iter().zip(vlans).map(|(frame, vlan)| tagged(frame, vlan)).collect(),
         };
-        rig.attach("a", Box::new(Reel::new(&frames)));
+        rig.attach("a", Box::new(reel(&frames)));
         (0..2 * frames.len()).step_by(32).for_each(|_| assert!(rig.turn() > 0));
         rig.catch_up();
         assert!(rig.switch.flows().len() >= flows as usize, "{} flows", rig.switch.flows().len());

@@ -18,7 +18,7 @@ use encap::tunnel::TunnelKind;
 #[path = "support/rig.rs"]
 mod rig;
 
-use rig::{Overlay, Reel, Rig, SHORT, pairs};
+use rig::{Overlay, Rig, SHORT, pairs, reel};
 
 const FLOWS: [u32; 2] = [10_240, 204_800];
 /// Turns between two looks at the cycle counter.
@@ -55,15 +55,15 @@ impl Fresh {
 
     /// Lets the port send these, once.
     fn play(&mut self, port: &str, frames: &[Vec<u8>]) {
-        self.rig.attach(port, Box::new(Reel::new(frames)));
+        self.rig.attach(port, Box::new(reel(frames)));
         (0..frames.len().div_ceil(BATCH)).for_each(|_| assert!(self.rig.turn() > 0));
-        self.rig.attach(port, Box::new(Reel::new(&[])));
+        self.rig.attach(port, Box::new(reel(&[])));
     }
 
     /// Makes all flows, and forgets them; how long the making took.
     fn all_flows(&mut self) -> Duration {
         let frames = std::mem::take(&mut self.frames);
-        self.rig.attach(self.port, Box::new(Reel::new(&frames)));
+        self.rig.attach(self.port, Box::new(reel(&frames)));
         let mut taken = Duration::ZERO;
         for _ in 0..frames.len() / BATCH / WINDOW {
             let (begin, from) = (Instant::now(), cycles());
@@ -73,7 +73,7 @@ impl Fresh {
         }
         let (made, upcalls) = (self.rig.switch.flows().len(), self.rig.poller.counters().upcalls.get());
         assert!(made >= frames.len() / BATCH / WINDOW * WINDOW * BATCH, "{made} flows by {upcalls} upcalls");
-        self.rig.attach(self.port, Box::new(Reel::new(&[])));
+        self.rig.attach(self.port, Box::new(reel(&[])));
         self.rig.switch.flush_flows();
         // A change, so that the poller looks after its flows and lets go of the dead.
         let tables = self.rig.change(&self.config).tables;

@@ -1,4 +1,4 @@
-//! A switch with one poller that a bench turns itself, and what its ports bring.
+//! A switch with one poller that a bench turns itself, or several, and what its ports bring.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -6,10 +6,11 @@ use std::sync::Arc;
 use control::compile::{Compiled, compile};
 use control::config;
 use control::model::Model;
-use dataplane::batch::Batch;
-use dataplane::frame::{FrameCache, FramePool, Memory, PoolConfig};
+use dataplane::batch::BATCH;
+use dataplane::frame::{FramePool, Memory, PoolConfig};
+use dataplane::pktgen::reel::Player;
 use dataplane::poller::Poller;
-use dataplane::port::{Port, PortError, Sent};
+use dataplane::port::Port;
 use dataplane::run::Clock;
 use dataplane::switch::{Switch, SwitchConfig};
 use dataplane::underlay::{Endpoint, Underlay};
@@ -21,36 +22,9 @@ use flowtable::id::PortId;
 /// The shortest frame there is, without FCS.
 pub const SHORT: usize = 60;
 
-/// Frames of one length, one behind the other, to be received again and again; sent ones are freed.
-pub struct Reel {
-    bytes: Vec<u8>,
-    len: usize,
-    at: usize,
-}
-
-impl Reel {
-    pub fn new(frames: &[Vec<u8>]) -> Self {
-        Reel { bytes: frames.concat(), len: frames.first().map_or(0, Vec::len), at: 0 }
-    }
-}
-
-impl Port for Reel {
-    fn rx(&mut self, frames: &mut FrameCache, batch: &mut Batch) -> Result<(), PortError> {
-        while self.len > 0 && frames.push_copy(&self.bytes[self.at..self.at + self.len], batch) {
-            self.at += self.len;
-            if self.at == self.bytes.len() {
-                self.at = 0;
-            }
-        }
-        Ok(())
-    }
-
-    fn tx(&mut self, frames: &mut FrameCache, batch: &mut Batch) -> Result<Sent, PortError> {
-        let bytes = batch.iter().map(|frame| frame.len() as u64).sum();
-        let sent = Sent { frames: batch.len() as u32, bytes };
-        frames.free_all(batch);
-        Ok(sent)
-    }
+/// A port that plays these frames for ever, and frees what it gets.
+pub fn reel(frames: &[Vec<u8>]) -> Player {
+    Player::new(frames.iter().collect())
 }
 
 /// One bridge; `ports` are lines `name settings`.
@@ -150,16 +124,23 @@ pub struct Rig {
 impl Rig {
     /// A switch with this configuration and nothing attached.
     pub fn new(config: &str) -> Rig {
+        Rig::crew(config, 1).0
+    }
+
+    /// A switch with so many pollers, on cores 0, 1 …: the first is the rig's, the others turn elsewhere.
+    pub fn crew(config: &str, pollers: usize) -> (Rig, Vec<Poller>) {
         let pool =
             FramePool::new(PoolConfig { small: 16_384, big: 16, memory: Memory::Plain }).expect("memory");
-        let settings = SwitchConfig { flows: 2 << 20, ..SwitchConfig::default() };
+        let cores = (0..pollers).collect();
+        let settings = SwitchConfig { cores, flows: 2 << 20, ..SwitchConfig::default() };
         let (switch, mut pollers) = Switch::assemble(settings, pool).expect("a switch");
+        let others = pollers.split_off(1);
         let poller = pollers.pop().expect("one poller");
         let model = Model::default();
         let mut rig = Rig { switch, poller, clock: Clock::start(), model, places: Vec::new() };
         let compiled = rig.change(config);
         rig.switch.publish(compiled.tables);
-        rig
+        (rig, others)
     }
 
     /// What another configuration compiles to; it counts once it is published.
@@ -198,6 +179,26 @@ impl Rig {
         self.switch.attach(self.id(port), vec![io], &[]);
         self.poller.turn(self.clock.now(), &[]);
         self.places = (0..self.poller.wires.queues.len()).collect();
+    }
+
+    /// Port `b` tells who is behind it, and from then on takes what comes.
+    #[allow(dead_code, reason = "not every bench has a port like this")]
+    pub fn learn(&mut self, hello: &[Vec<u8>]) {
+        self.attach("b", Box::new(reel(hello)));
+        (0..hello.len().div_ceil(BATCH)).for_each(|_| assert!(self.turn() > 0));
+        self.attach("b", Box::new(reel(&[])));
+    }
+
+    /// Port `a` plays these frames. Passes all of them twice, so that every flow is in the caches that it will be found in, and
+    /// goes on until what changed by that was revalidated.
+    #[allow(dead_code, reason = "not every bench knows its flows before")]
+    pub fn warm_up(&mut self, frames: &[Vec<u8>]) {
+        self.attach("a", Box::new(reel(frames)));
+        (0..2 * frames.len().div_ceil(BATCH)).for_each(|_| assert_eq!(self.turn(), BATCH));
+        self.catch_up();
+        let upcalls = self.poller.counters().upcalls.get();
+        assert_eq!(self.turn(), BATCH);
+        assert_eq!(self.poller.counters().upcalls.get(), upcalls, "a flow was not cached");
     }
 
     /// What the poller's thread does again and again; how many frames moved.

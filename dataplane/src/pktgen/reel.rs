@@ -163,6 +163,14 @@ impl Reel {
     }
 }
 
+impl<B: AsRef<[u8]>> FromIterator<B> for Reel {
+    fn from_iter<F: IntoIterator<Item = B>>(frames: F) -> Self {
+        let mut reel = Reel::default();
+        frames.into_iter().for_each(|frame| reel.push(frame.as_ref()));
+        reel
+    }
+}
+
 fn little(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }

@@ -4,8 +4,8 @@
 //! have. The upper words, of ARP, IPv6 and tunnels, are zero for most frames and stay so; where a frame had some, they are
 //! cleared when the next batch comes.
 //!
-//! Cost: of a frame with TCP, UDP or SCTP in plain IPv4 eight loads and seven stores; of any other the walk's (see [`extract`]),
-//! and that of clearing. That takes two fifths less time than to make each key on the stack and copy it (`batch/udp4` in
+//! Cost: of a frame with TCP, UDP or SCTP in plain IPv4 eight loads and four stores, or seven on a processor without wide ones;
+//! of any other the walk's (see [`extract`]), and that of clearing. That takes two fifths less time than to make each key on the stack and copy it (`batch/udp4` in
 //! `benches/extract`).
 //!
 //! [`extract`]: mod@crate::extract

@@ -1,5 +1,7 @@
 //! A set of places in a batch of up to 32.
 
+use std::num::NonZeroU32;
+
 /// Places 0 to 31, one bit each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Places(u32);
@@ -80,7 +82,7 @@ impl Iterator for Places {
 
     #[inline]
     fn next(&mut self) -> Option<usize> {
-        let place = (self.0 != 0).then(|| self.0.trailing_zeros() as usize)?;
+        let place = NonZeroU32::new(self.0)?.trailing_zeros() as usize;
         self.0 &= self.0 - 1;
         Some(place)
     }

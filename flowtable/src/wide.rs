@@ -2,7 +2,8 @@
 //!
 //! The switch is built for any x86-64. Where eight and more bytes at a time pay, a function exists twice: as it is for any processor,
 //! and, chosen once a batch, for those of x86-64-v3 (x86-64 psABI, section 3.1.1), which load in network order and
-//! work on 32 bytes (bench `instructions`, `l2/1`).
+//! work on 32 bytes. Bench `instructions`, `l2/1`, a frame: extraction takes 58 instructions instead of 81, the comparison of
+//! neighbours 11 instead of 58.
 
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::{__m128i, __m256i, _mm_loadu_si128, _mm256_loadu_si256, _mm256_storeu_si256};

@@ -3,6 +3,8 @@
 //! Frames mostly come in trains: neighbours that no mask tells from each other. Of such a train only the first is
 //! looked up, its *head*; where there seem to be few, each frame is its own (bench `forward`, `l2` and `vxlan-decap`).
 
+use std::slice::from_ref;
+
 use arrayvec::ArrayVec;
 use flowtable::flow::FlowRef;
 use flowtable::key::FlowKey;
@@ -92,6 +94,11 @@ pub(super) struct Count {
 impl Count {
     #[inline]
     pub(super) fn of(frames: &[Frame], keys: &[FlowKey]) -> Count {
+        // Where there are no trains all are like this.
+        if let ([frame], [key]) = (frames, keys) {
+            let tcp_flags = FlowKey::all_tcp_flags(from_ref(key)).get();
+            return Count { frames: 1, bytes: frame.len() as u64, tcp_flags };
+        }
         let bytes = frames.iter().map(|frame| frame.len() as u64).sum();
         Count { frames: frames.len() as u64, bytes, tcp_flags: FlowKey::all_tcp_flags(keys).get() }
     }

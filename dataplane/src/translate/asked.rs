@@ -8,15 +8,18 @@ use smallvec::SmallVec;
 
 use super::View;
 
+/// What was asked, and the answers: most often one.
+pub(super) type Answers<Q, A> = SmallVec<[(Q, A); 1]>;
+
 /// Questions with their answers. The order is of no meaning: if all answers are the same, so was the way.
 #[derive(Debug, Default)]
 pub(super) struct Asked {
     /// Where stations live that the frame names.
-    pub own: SmallVec<[((BridgeId, Station), Option<Place>); 1]>,
+    pub own: Answers<(BridgeId, Station), Option<Place>>,
     /// Where stations live that it does not name: next hops.
-    others: SmallVec<[((BridgeId, Station), Option<Place>); 1]>,
+    others: Answers<(BridgeId, Station), Option<Place>>,
     /// Who has sent into a segment.
-    vteps: SmallVec<[((BridgeId, SegmentId), Vec<IpAddr>); 1]>,
+    vteps: Answers<(BridgeId, SegmentId), Vec<IpAddr>>,
     /// Stations that the frame names on whose entries the decision depends.
     pub notes: SmallVec<[Station; 4]>,
     /// Dependency bits of all but these.

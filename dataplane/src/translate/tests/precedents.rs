@@ -35,11 +35,11 @@ fn between(key: FlowKey, (from, to): (u8, u8)) -> FlowKey {
 /// How many precedents there are more when the frames were decided, as they should be.
 #[track_caller]
 fn more(precedents: &mut Precedents, lab: &Lab, keys: impl IntoIterator<Item = FlowKey>) -> usize {
-    let before = precedents.len();
+    let before = precedents.count();
     for key in keys {
         assert_eq!(precedents.decide(lab.view(), &key), translate(lab.view(), &key, &mut Silent));
     }
-    precedents.len() - before
+    precedents.count() - before
 }
 
 #[test]
@@ -81,7 +81,7 @@ fn what_is_learned_or_published_meanwhile_counts() {
     assert_eq!(flood, translate(lab.view(), &to_nobody, &mut Silent), "one more gets what all get");
     lab.change(|draft| draft.entry("vm3").mtu = 1400);
     assert_eq!(precedents.decide(lab.view(), &to_far), translate(lab.view(), &to_far, &mut Silent));
-    assert_eq!(precedents.len(), 1, "those of other tables are gone");
+    assert_eq!(precedents.count(), 1, "those of other tables are gone");
 }
 
 #[test]
@@ -113,5 +113,5 @@ fn no_more_is_kept_than_there_is_room_for() {
         let flood = precedents.decide(lab.view(), &key.with(Field::EthType, EtherType(n)));
         assert!(flood.actions.len() > 190);
     }
-    assert!((1..8192 / 190).contains(&precedents.len()));
+    assert!((1..8192 / 190).contains(&precedents.count()));
 }

@@ -142,7 +142,7 @@ mod tests {
         let (mut tx, mut rx) = ring(8);
         let sender = std::thread::spawn(move || {
             let mut values = 0..100_000u32;
-            while values.len() > 0 {
+            while !values.is_empty() {
                 let batch = values.start..values.end.min(values.start + 5);
                 let mut rest = batch.clone();
                 tx.send_each(&mut rest);

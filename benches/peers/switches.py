@@ -13,7 +13,7 @@ from .ovs import Ovs
 
 HERE = Path(__file__).parent
 PORTS = ("s0", "s1")
-PLAINLY = {"afxdp": "afxdp", "system": "AF_PACKET", "afpacket": "AF_PACKET", "internal": "TAP"}
+PLAINLY = {"afxdp": "afxdp", "system": "AF_PACKET", "afpacket": "AF_PACKET"}
 """What the types of ports are."""
 STATIONS = (frames.SENDER, frames.RECEIVER)
 
@@ -24,8 +24,6 @@ class Switch:
     name = "none: one veth pair"
     offloads = "on"
     huge_mib = 0
-    brings_ports = False
-    """Does it make s0 and s1 itself?"""
 
     def start(self, bench: Bench, room: Room, netns: Namespace) -> Job | None:
         """Returns when frames pass; its process, if it has one."""
@@ -42,20 +40,30 @@ class Wire(Switch):
 class Bridge(Switch):
     """The kernel's. Its work is done by whoever sends, or by threads on the switch's core."""
 
+    device = "br0"
+    stations = dict(zip(PORTS, STATIONS))
+
     def __init__(self, threads: str = "") -> None:
         self.name = f"Linux bridge{threads}"
         self.threads = threads
 
     def start(self, bench: Bench, room: Room, netns: Namespace) -> None:
-        netns.ip("link", "add", "br0", "type", "bridge")
-        netns.try_to("ip", "link", "set", "br0", "type", "bridge", "mcast_snooping", "0")
-        for port, mac in zip(PORTS, STATIONS):
-            netns.ip("link", "set", port, "master", "br0")
+        netns.ip("link", "add", self.device, "type", "bridge")
+        netns.try_to("ip", "link", "set", self.device, "type", "bridge", "mcast_snooping", "0")
+        for port, mac in self.stations.items():
+            netns.ip("link", "set", port, "master", self.device)
             netns.run("bridge", "fdb", "replace", mac.hex(":"), "dev", port, "master", "static")
-        netns.ip("link", "set", "br0", "up")
+        netns.ip("link", "set", self.device, "up")
         if self.threads:
             for port in PORTS:
                 on_threads(netns, port, bench.cores.switch)
+
+
+class BridgeHost(Bridge):
+    """With the machine's own address on the bridge."""
+
+    device = "g0"
+    stations = {"s1": frames.RECEIVER}
 
 
 def on_threads(netns: Namespace, device: str, core: int) -> None:
@@ -79,27 +87,34 @@ def napi_threads(device: str) -> set[int]:
 
 
 class OvsNetdev(Switch):
-    """Open vSwitch's userspace datapath; `kind` is afxdp, which has a poller, system (AF_PACKET), or internal (TAP): by its
-    main thread."""
+    """Open vSwitch's userspace datapath; `kind` is afxdp, which has a poller, or system (AF_PACKET): by its main thread."""
 
     offloads = "off"
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
-        self.brings_ports = kind == "internal"
         self.name = f"OVS {PLAINLY[kind]}"
+        self.ports = dict.fromkeys(PORTS, kind)
 
     def start(self, bench: Bench, room: Room, netns: Namespace) -> Job:
         ovs = Ovs(room, bench.cores, netns.name)
         ovs.bridge("br0", "02:00:00:00:00:aa")
-        for n, port in enumerate(PORTS):
-            kind = [] if self.kind == "system" else [f"type={self.kind}"]
-            ovs.port("br0", port, *kind, f"ofport_request={n + 1}")
+        for n, (port, kind) in enumerate(self.ports.items()):
+            ovs.port("br0", port, *([] if kind == "system" else [f"type={kind}"]), f"ofport_request={n + 1}")
         ovs.flows("br0", "in_port=1,actions=output:2", "in_port=2,actions=output:1")
         if self.kind != "afxdp":
             for task in Path(f"/proc/{ovs.job.pid}/task").iterdir():
                 os.sched_setaffinity(int(task.name), {bench.cores.switch})
         return ovs.job
+
+
+class OvsHost(OvsNetdev):
+    """With an internal port (TAP) for the machine itself."""
+
+    def __init__(self) -> None:
+        super().__init__("system")
+        self.name = "OVS TAP and AF_PACKET"
+        self.ports = {"g0": "internal", "s1": "system"}
 
 
 class TestpmdXdp(Switch):
@@ -142,16 +157,25 @@ class SluiceNetdev(Switch):
     """Sluice with two ports of this type; `idle` as in its configuration."""
 
     def __init__(self, kind: str, idle: str = "spin") -> None:
-        self.kind, self.idle = kind, idle
-        self.brings_ports = kind == "internal"
+        self.idle = idle
         self.name = f"Sluice {PLAINLY[kind]}"
+        self.ports = dict.fromkeys(PORTS, kind)
         if idle != "spin":
             self.name += f", {idle}"
 
     def start(self, bench: Bench, room: Room, netns: Namespace) -> Job:
-        ports = ",".join(f'{{ name = "{port}", type = "{self.kind}" }}' for port in PORTS)
-        stations = ",".join(f'{{ mac = "{mac.hex(":")}", port = "{port}" }}' for port, mac in zip(PORTS, STATIONS))
+        ports = ",".join(f'{{ name = "{port}", type = "{kind}" }}' for port, kind in self.ports.items())
+        stations = ",".join(f'{{ mac = "{mac.hex(":")}", port = "{port}" }}' for port, mac in zip(self.ports, STATIONS))
         daemon = sluice.Daemon(bench, room, netns.name)
         job = daemon.run(f'[[bridge]]\nname = "br0"\nport = [{ports}]\nfdb = [{stations}]\n', self.idle)
         daemon.await_ports(2)
         return job
+
+
+class SluiceHost(SluiceNetdev):
+    """With an internal port (TAP) for the machine itself."""
+
+    def __init__(self) -> None:
+        super().__init__("afpacket")
+        self.name = "Sluice TAP and AF_PACKET"
+        self.ports = {"g0": "internal", "s1": "afpacket"}

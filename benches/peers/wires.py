@@ -16,7 +16,9 @@ from .duel import Bench, Case, Contestant
 from .jobs import Failed, Place, Room, wait_for
 from .net import Namespace, address, offloads, veth
 from .stats import GOODPUT, P50, P99, RATE, Figure
-from .switches import Bridge, OvsNetdev, Relay, SluiceNetdev, Switch, TestpmdXdp, Wire, XdpFloor
+from .switches import (
+    Bridge, BridgeHost, OvsHost, OvsNetdev, Relay, SluiceHost, SluiceNetdev, Switch, TestpmdXdp, Wire, XdpFloor,
+)
 
 MACS = {"g0": frames.SENDER.hex(":"), "k0": frames.RECEIVER.hex(":")}
 RATE_PPS = 100_000
@@ -44,25 +46,9 @@ class Between(Contestant):
         self.near = Namespace(room, "near")
         self.far = Namespace(room, "far") if self.apart else self.near
         middle = Namespace(room, "sw")
-        if self.switch.brings_ports:
-            self.switch.start(self.bench, room, middle)
-            self.lend(middle)
-        else:
-            self.cable(middle)
-            self.switch.start(self.bench, room, middle)
+        self.cable(middle)
+        self.switch.start(self.bench, room, middle)
         self.prepare()
-
-    def lend(self, middle: Namespace) -> None:
-        """Ports of the switch's own for the far ends. They stay where they are, for a switch would take one that moves for
-        gone; all that they have goes through an interface on top (macvlan, passthru)."""
-        for port, end, name in (("s0", self.near, "g0"), ("s1", self.far, "k0")):
-            middle.try_to("sysctl", "-qw", f"net.ipv6.conf.{port}.disable_ipv6=1")
-            middle.ip("link", "set", port, "up")
-            middle.ip("link", "add", "link", port, "name", name, "netns", end.name, "type", "macvlan", "mode", "passthru")
-            end.try_to("sysctl", "-qw", f"net.ipv6.conf.{name}.disable_ipv6=1")
-            address(end, name, MACS[name])
-            offloads(end, name, self.offloads)
-            end.ip("link", "set", name, "up")
 
     def cable(self, middle: Namespace) -> None:
         ends = [(self.near, "g0"), (self.far, "k0")]
@@ -189,13 +175,33 @@ class Tcp(Between):
         return [{GOODPUT: value} for value in self.iperf(windows, seconds)]
 
 
+class HostTcp(Tcp):
+    """The same, to the machine that the switch runs on: g0 is an interface of the switch's own."""
+
+    def start(self) -> None:
+        room = self.room = Room("host")
+        self.near, self.far = Namespace(room, "sw"), Namespace(room, "far")
+        veth((self.far, "k0"), (self.near, "s1"))
+        address(self.far, "k0", MACS["k0"])
+        self.up((self.far, "k0"), (self.near, "s1"))
+        self.switch.start(self.bench, room, self.near)
+        address(self.near, "g0", MACS["g0"])
+        self.up((self.near, "g0"))
+        self.prepare()
+
+    def up(self, *ends: tuple[Namespace, str]) -> None:
+        for end, name in ends:
+            offloads(end, name, self.offloads)
+            end.ip("link", "set", name, "up")
+
+
 def netdevs() -> list[Switch]:
     """The switches proper."""
     return [SluiceNetdev("afxdp"), SluiceNetdev("afpacket"), Bridge(), OvsNetdev("afxdp"), OvsNetdev("system")]
 
 
 def case(bench: Bench, name: str, test: type[Between], switches: Iterable[Switch]) -> Case:
-    figure = {Forward: RATE, Search: SEARCHED, Delay: P50, FirstFrame: P50, Tcp: GOODPUT}[test]
+    figure = {Forward: RATE, Search: SEARCHED, Delay: P50, FirstFrame: P50, Tcp: GOODPUT, HostTcp: GOODPUT}[test]
     rounds = 3 if test is Search else None
     return Case(f"wires/{name}", figure, [test(bench, switch) for switch in switches], rounds)
 
@@ -209,5 +215,5 @@ def cases(bench: Bench) -> list[Case]:
         case(bench, "latency-100kpps", Delay, [*netdevs(), SluiceNetdev("afxdp", "adaptive"), Wire()]),
         case(bench, "first-frame", FirstFrame, [*asleep, Relay()]),
         case(bench, "tcp", Tcp, netdevs()),
-        case(bench, "tcp-tap", Tcp, [SluiceNetdev("internal"), Bridge(), OvsNetdev("internal")]),
+        case(bench, "tcp-host", HostTcp, [SluiceHost(), BridgeHost(), OvsHost()]),
     ]

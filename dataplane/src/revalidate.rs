@@ -296,12 +296,17 @@ fn recheck(flow: &Flow, view: View<'_>, precedents: &mut Precedents) -> Verdict 
         flow.confirm(view.snapshot.generation);
         return Verdict::Keep;
     }
-    // With another mask it were for other frames than this flow's, and a question is asked when there is a frame for it.
-    let quiet = today.effects.iter().all(|effect| matches!(effect, Effect::Learn { .. }));
-    let same = today.mask == *flow.mask() && today.cacheable;
-    // A station that moved may be on its way back: what was learned is asked when there is a frame for it, too.
-    let by_tables = flow.generation() != view.snapshot.generation;
-    if by_tables && known && quiet && same { Verdict::Replace(today) } else { Verdict::Remove }
+    // A question is asked when there is a frame for it.
+    if is_moved_by_tables(flow, &today, view) { Verdict::Replace(today) } else { Verdict::Remove }
+}
+
+/// Is it the tables alone by which the decision is another now, for the same frames, and is what it teaches known? A station
+/// that moved may be on its way back: what was learned is asked when there is a frame for it. With another mask it were for
+/// other frames than this flow's.
+pub fn is_moved_by_tables(flow: &Flow, today: &Decision, view: View<'_>) -> bool {
+    let teaches = |effect: &Effect| matches!(effect, Effect::Learn { .. }) && is_known(effect, view);
+    let by_tables = ![DEAD, view.snapshot.generation].contains(&flow.generation());
+    by_tables && today.cacheable && today.mask == *flow.mask() && today.effects.iter().all(teaches)
 }
 
 /// Would the flow be made just like this, by the decision of today?

@@ -18,13 +18,14 @@ use flowtable::megaflow::{Inserted, Removed};
 use flowtable::time::Instant;
 
 use crate::shared::Shared;
+use crate::stats::cycles;
 use crate::translate::View;
 use crate::translate::precedent::Precedents;
 
 /// Flows looked at per turn while frames flow, at least: as long as one frame takes, if they are merely confirmed.
 const BUSY_STEP: usize = 8;
 /// In what time a round is to be through while frames flow, however many flows there are: the longer, the less each turn
-/// takes from the frames (bench `mapping`).
+/// takes from the frames (bench `mapping`). It takes longer if flows took more time than frames otherwise.
 const SOON: Duration = Duration::from_millis(700);
 /// Flows looked at per turn at most: with each translated again, what a batch of misses takes eight times.
 const BUSY_MOST: usize = 256;
@@ -57,18 +58,46 @@ struct Round {
     end: Instant,
     /// When it went on the last time.
     last: Instant,
+    /// How many flows it looked at then, and in how many cycles.
+    took: (usize, u64),
+    /// When it had done so, by the time stamp counter.
+    done: u64,
+}
+
+/// A turn in which a round goes on.
+#[derive(Debug, Clone, Copy)]
+struct Turn {
+    now: Instant,
+    pace: Pace,
+    /// When flows begin to be looked at, by the time stamp counter.
+    begin: u64,
 }
 
 impl Round {
+    /// One that does nothing yet.
+    fn begin(now: Instant) -> Round {
+        Round { changed: None, upkeep: false, at: 0, end: now + SOON, last: now, took: (0, 0), done: 0 }
+    }
+
     /// How many of so many flows to look at now, to be through in time.
-    fn steps(&self, flows: usize, (now, pace): (Instant, Pace)) -> usize {
+    fn steps(&self, flows: usize, turn: Turn) -> usize {
         let left = flows.saturating_sub(self.at);
-        let (passed, time) = (now.since(self.last).as_nanos(), self.end.since(self.last).as_nanos());
+        let (passed, time) = (turn.now.since(self.last).as_nanos(), self.end.since(self.last).as_nanos());
         let due = (left as u128 * passed).checked_div(time).unwrap_or(u128::MAX);
-        match pace {
-            Pace::Busy => due.clamp(BUSY_STEP as u128, BUSY_MOST as u128) as usize,
+        match turn.pace {
+            Pace::Busy => {
+                due.max(BUSY_STEP as u128).min(self.fair(turn)).clamp(1, BUSY_MOST as u128) as usize
+            }
             Pace::Idle => IDLE_STEP,
         }
+    }
+
+    /// How many flows take as long as all else did since the last ones. More are due the longer a turn takes, and a turn takes
+    /// the longer the more are looked at: without this limit costly ones leave nothing to the frames.
+    fn fair(&self, turn: Turn) -> u128 {
+        let (flows, cycles) = self.took;
+        let others = u128::from(turn.begin.wrapping_sub(self.done));
+        (others * flows as u128).checked_div(cycles.into()).unwrap_or(u128::MAX)
     }
 }
 
@@ -171,12 +200,15 @@ impl Revalidator {
     /// cannot let go of now, since another poller writes, is dead and stays in our care until the next round.
     pub fn advance(&mut self, view: View<'_>, pace: Pace, shared: &Shared) -> u64 {
         let Some(mut round) = self.round(view.now) else { return 0 };
-        let before = self.translated;
-        for _ in 0..round.steps(self.flows.len(), (view.now, pace)) {
+        let (before, turn) = (self.translated, Turn { now: view.now, pace, begin: cycles() });
+        let steps = round.steps(self.flows.len(), turn);
+        for _ in 0..steps {
             let Some(verdict) = self.look(round, view) else { return self.translated - before };
             round.at = self.carry_out(verdict, round, view, shared);
         }
-        self.running = Some(Round { last: view.now, ..round });
+        let done = cycles();
+        self.running =
+            Some(Round { last: view.now, took: (steps, done.wrapping_sub(turn.begin)), done, ..round });
         self.translated - before
     }
 
@@ -240,8 +272,7 @@ impl Revalidator {
             self.last_upkeep = now;
         }
         let (changed, upkeep) = (self.waiting.take(), is_due || broken_off.is_some());
-        let round = Round { changed, upkeep, at: 0, end: now + SOON, last: now };
-        (upkeep || changed.is_some()).then_some(round)
+        (upkeep || changed.is_some()).then_some(Round { changed, upkeep, ..Round::begin(now) })
     }
 }
 
@@ -265,12 +296,17 @@ fn recheck(flow: &Flow, view: View<'_>, precedents: &mut Precedents) -> Verdict 
         flow.confirm(view.snapshot.generation);
         return Verdict::Keep;
     }
-    // With another mask it were for other frames than this flow's, and a question is asked when there is a frame for it.
-    let quiet = today.effects.iter().all(|effect| matches!(effect, Effect::Learn { .. }));
-    let same = today.mask == *flow.mask() && today.cacheable;
-    // A station that moved may be on its way back: what was learned is asked when there is a frame for it, too.
-    let by_tables = flow.generation() != view.snapshot.generation;
-    if by_tables && known && quiet && same { Verdict::Replace(today) } else { Verdict::Remove }
+    // A question is asked when there is a frame for it.
+    if is_moved_by_tables(flow, &today, view) { Verdict::Replace(today) } else { Verdict::Remove }
+}
+
+/// Is it the tables alone by which the decision is another now, for the same frames, and is what it teaches known? A station
+/// that moved may be on its way back: what was learned is asked when there is a frame for it. With another mask it were for
+/// other frames than this flow's.
+pub fn is_moved_by_tables(flow: &Flow, today: &Decision, view: View<'_>) -> bool {
+    let teaches = |effect: &Effect| matches!(effect, Effect::Learn { .. }) && is_known(effect, view);
+    let by_tables = ![DEAD, view.snapshot.generation].contains(&flow.generation());
+    by_tables && today.cacheable && today.mask == *flow.mask() && today.effects.iter().all(teaches)
 }
 
 /// Would the flow be made just like this, by the decision of today?
@@ -316,33 +352,61 @@ mod tests {
     const TURN: Duration = Duration::from_micros(10);
 
     fn began(now: Instant) -> Round {
-        Round { changed: Some(0), upkeep: false, at: 0, end: now + SOON, last: now }
+        Round { changed: Some(0), ..Round::begin(now) }
     }
 
-    /// How long a round over so many flows takes a poller that is busy.
-    fn taken(flows: usize) -> Duration {
-        let (mut now, mut round) = (Instant::ZERO, began(Instant::ZERO));
+    fn busy(now: Instant) -> Turn {
+        Turn { now, pace: Pace::Busy, begin: now.as_nanos() }
+    }
+
+    /// How long a round over so many flows takes a poller that is busy with frames for so long in each turn, and in how many
+    /// turns: if a flow takes so many nanoseconds, each a cycle.
+    fn taken(flows: usize, cost: u64, frames: Duration) -> (Duration, u32) {
+        let (mut now, mut turns, mut round) = (Instant::ZERO, 0, began(Instant::ZERO));
         while round.at < flows {
-            now = now + TURN;
-            round.at += round.steps(flows, (now, Pace::Busy));
-            round.last = now;
+            let turn = busy(now + frames);
+            let steps = round.steps(flows, turn);
+            now = turn.now + Duration::from_nanos(cost) * steps as u32;
+            (round.at, round.last) = (round.at + steps, turn.now);
+            (round.took, round.done) = ((steps, cost * steps as u64), now.as_nanos());
+            turns += 1;
         }
-        now.since(Instant::ZERO)
+        (now.since(Instant::ZERO), turns)
     }
 
     #[test]
     fn few_flows_are_looked_at_at_once_and_many_in_time() {
-        assert_eq!(taken(800), TURN * 100);
-        assert!((SOON - TURN..=SOON + TURN).contains(&taken(1_000_000)));
+        assert_eq!(taken(800, 0, TURN), (TURN * 100, 100));
+        for cost in [0, 100, 300] {
+            let (time, _) = taken(1_000_000, cost, TURN);
+            assert!((SOON - 10 * TURN..=SOON + 10 * TURN).contains(&time), "{cost}: {time:?}");
+        }
+    }
+
+    #[test]
+    fn flows_that_cost_much_take_no_more_time_than_frames() {
+        for (cost, frames) in [(400, TURN), (900, TURN), (900, TURN / 4), (5_000, TURN), (100_000, TURN * 10)]
+        {
+            let (time, turns) = taken(1_000_000, cost, frames);
+            let flows = Duration::from_nanos(cost) * 1_000_000;
+            assert!(frames * turns * 2 >= time.mul_f64(0.99), "{cost}: {:?} of {time:?}", frames * turns);
+            assert!(time <= flows * 3, "{cost}: {time:?}");
+        }
     }
 
     #[test]
     fn who_is_late_hurries_within_bounds() {
         let round = began(Instant::ZERO);
         let late = Instant::ZERO + SOON + SOON;
-        assert_eq!(round.steps(1_000_000, (late, Pace::Busy)), BUSY_MOST);
-        assert_eq!(Round { last: late, ..round }.steps(10, (late, Pace::Busy)), BUSY_MOST);
-        assert_eq!(round.steps(10, (Instant::ZERO, Pace::Idle)), IDLE_STEP);
+        assert_eq!(round.steps(1_000_000, busy(late)), BUSY_MOST);
+        assert_eq!(Round { last: late, ..round }.steps(10, busy(late)), BUSY_MOST);
+        assert_eq!(round.steps(10, Turn { pace: Pace::Idle, ..busy(Instant::ZERO) }), IDLE_STEP);
+        // Whatever the counter says, it goes on.
+        assert_eq!(Round { took: (8, u64::MAX), ..round }.steps(10, busy(late)), 1);
+        assert_eq!(
+            Round { took: (usize::MAX, 1), done: 1, ..round }.steps(10, busy(Instant::ZERO)),
+            BUSY_STEP
+        );
     }
 
     #[test]

@@ -12,7 +12,7 @@ use super::{Arrival, Caches, Poller};
 use crate::batch::Batch;
 use crate::execute::{Origin, execute};
 use crate::frame::Frame;
-use crate::revalidate::is_still_so;
+use crate::revalidate::{is_moved_by_tables, is_still_so};
 use crate::stats::cycles;
 use crate::translate::{Silent, View, translate};
 use crate::upcall;
@@ -40,6 +40,12 @@ impl Poller {
             Known::Flow(flow) => return self.follow(&flow, arrival, key, frame),
             known => known,
         };
+        // Nobody pays for the operator's change of a flow that is there.
+        if let Known::Stale(flow, today) = &known
+            && is_moved_by_tables(flow, today, view)
+        {
+            return self.upcall(arrival, (key, frame), view, known);
+        }
         let rate = snapshot.tables.port(arrival.port).map_or(0, |p| p.upcall_rate);
         if self.wires.may_upcall(arrival.place, rate, arrival.now) {
             return self.upcall(arrival, (key, frame), view, known);

@@ -243,3 +243,31 @@ fn control_is_asked_once_until_it_answers() {
     });
     assert_eq!(lab.questions(), []);
 }
+
+#[test]
+fn flows_that_the_operator_changes_cost_nobody_his_upcalls() {
+    let mut lab = Lab::new(Caches::On);
+    let tables = |rate, vni| {
+        let mut tables = tables();
+        let tunnel = Tunnel { key: Key::Fixed(vni), ..TUNNEL };
+        tables.ports[VXLAN.index()] = Some(entry("vx", PortKind::Tunnel(tunnel)));
+        tables.ports[WIRE.index()].as_mut().unwrap().upcall_rate = rate;
+        let neighbours = [((ENDPOINT, THERE), STATION)].into();
+        tables.underlay = Arc::new(Underlay { neighbours, ..(*tables.underlay).clone() });
+        tables
+    };
+    lab.switch.publish(tables(0, 7));
+    let from = |n: u8| {
+        let mut frame = plain(REMOTE);
+        frame[11] = n;
+        frame
+    };
+    let frames: Vec<_> = (50..70).map(from).collect();
+    let vnis = |frames: Vec<Vec<u8>>| frames.iter().map(|frame| frame[48]).collect::<Vec<_>>();
+    assert_eq!(vnis(lab.send(&frames)), [7; 20]);
+    lab.switch.publish(tables(1, 8));
+    assert_eq!(vnis(lab.send(&frames)), [8; 20]);
+    let strangers: Vec<_> = (70..90).map(from).collect();
+    assert_eq!(vnis(lab.send(&strangers)), [8], "who is new pays");
+    assert_eq!(lab.dropped(WIRE, DropReason::UpcallBudget), 19);
+}

@@ -66,6 +66,11 @@ impl Asked {
         !self.once
     }
 
+    /// How many answers there are that have nothing to do with what the frame names.
+    pub fn answers(&self) -> usize {
+        self.others.len() + self.vteps.iter().map(|(_, addresses)| addresses.len()).sum::<usize>()
+    }
+
     /// Are the answers that have nothing to do with what the frame names the same as they were?
     pub fn holds(&self, view: View<'_>) -> bool {
         let vteps = |(bridge, segment), addresses: &[IpAddr]| match view.snapshot.learned(bridge) {

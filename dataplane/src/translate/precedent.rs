@@ -34,8 +34,9 @@ use super::{Silent, View, inquire, is_for_bridges};
 const MOST: usize = 1024;
 /// How many kinds of frames are known by the segment that they come in by, a power of two.
 const KINDS: usize = 256;
-/// Actions that all precedents may have together: a flood has one, and some hundred bytes, for each VTEP.
-const ACTIONS: usize = 8192;
+/// Actions, effects and answers that all precedents may have together: a flood has one of each, and some hundred bytes, for
+/// each VTEP; and the answers are as many if none of these can be reached.
+const PARTS: usize = 8192;
 
 /// Decisions that were made, for frames to come. Those of older tables are of no use.
 #[derive(Debug, Default)]
@@ -47,8 +48,8 @@ pub struct Precedents {
     /// Where the receiver of a frame is looked for first: no more than a guess, by which a precedent is found.
     first: Vec<Option<(BridgeId, SegmentId)>>,
     cases: Vec<Option<Box<Case>>>,
-    /// Actions of all cases.
-    actions: usize,
+    /// Parts of all cases.
+    parts: usize,
     interner: Interner,
 }
 
@@ -109,7 +110,7 @@ impl Precedents {
         self.first.resize(KINDS, None);
         self.cases.clear();
         self.cases.resize_with(MOST, || None);
-        self.actions = 0;
+        self.parts = 0;
     }
 
     /// Does the address mean more to a bridge than the station that has it?
@@ -127,13 +128,14 @@ impl Precedents {
     fn keep(&mut self, key: &FlowKey, decision: &Decision, asked: Asked) {
         let Some(case) = Case::new(key, decision, asked) else { return };
         let Some(&((bridge, segment), place)) = case.receiver.first() else { return };
-        if self.actions + decision.actions.len() > ACTIONS {
+        let parts = case.parts();
+        if self.parts + parts > PARTS {
             self.clear();
         }
         self.first[kind(key)] = Some((bridge, segment));
-        self.actions += decision.actions.len();
+        self.parts += parts;
         let old = self.cases[slot(key, place)].replace(Box::new(case));
-        self.actions -= old.map_or(0, |old| old.decision.actions.len());
+        self.parts -= old.map_or(0, |old| old.parts());
     }
 }
 
@@ -160,6 +162,12 @@ impl Case {
             asked,
             decision: decision.clone(),
         })
+    }
+
+    /// How much there is to keep, beside what each has.
+    fn parts(&self) -> usize {
+        let Decision { actions, effects, .. } = &self.decision;
+        actions.len().max(effects.len()).max(self.receiver.len() + self.asked.answers())
     }
 
     /// Is the frame decided so? `first` is where its receiver was found in the first place.

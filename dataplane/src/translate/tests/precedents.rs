@@ -115,3 +115,19 @@ fn no_more_is_kept_than_there_is_room_for() {
     }
     assert!((1..8192 / 190).contains(&precedents.count()));
 }
+
+#[test]
+fn what_was_asked_in_vain_takes_room_too() {
+    let (lab, mut precedents) = (taught(), Precedents::default());
+    let learned = lab.snapshot.learned(BridgeId(1)).unwrap();
+    // Nobody knows where these are.
+    (50..250).for_each(|n| _ = learned.vteps().learn(SegmentId(1), IpAddr::from([192, 0, 2, n]), lab.now));
+    let key = between(lab.key(&format!("in_port=vm1,{TO_2}")), (30, 99));
+    for n in 0x9000..0x9100 {
+        let key = key.with(Field::EthType, EtherType(n));
+        let flood = precedents.decide(lab.view(), &key);
+        assert!(flood.actions.len() < 10);
+        assert_eq!(flood, translate(lab.view(), &key, &mut Silent));
+    }
+    assert!((1..8192 / 200 + 1).contains(&precedents.count()));
+}

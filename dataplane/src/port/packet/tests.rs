@@ -424,6 +424,27 @@ fn down_or_deleted_is_gone() {
 }
 
 #[test]
+fn down_is_told_by_a_long_frame_too() {
+    in_namespace(|| {
+        cable();
+        let mut port = one("near");
+        let far = RawSocket::open("far");
+        let (_, mut frames) = pool();
+        ip("link set near mtu 9000");
+        ip("link set far mtu 9000");
+        far.send(&numbered(1, 60));
+        far.send(&numbered(2, 9000));
+        // The queue that the long frame waits in has the error in front of it, and forgets it once it was told.
+        ip("link set near down");
+        let mut batch = Batch::new();
+        assert!(port.rx(&mut frames, &mut batch).is_err());
+        assert!(batch.iter().any(|frame| frame.bytes() == numbered(1, 60)), "what came before is not lost");
+        frames.free_all(&mut batch);
+        assert_eq!(port.counters().rx_missed, 0);
+    });
+}
+
+#[test]
 fn what_is_no_ethernet_is_refused() {
     in_namespace(|| {
         assert!(matches!(open("lo", 1), Err(PacketError::Device(NetdevError::NotEthernet { .. }))));

@@ -174,6 +174,32 @@ fn what_the_kernel_refuses_is_freed_and_the_rest_goes() {
     });
 }
 
+#[test]
+fn what_the_kernel_skips_is_not_counted() {
+    in_namespace(|| {
+        cable();
+        let mut port = one("near");
+        let far = RawSocket::open("far");
+        let (_, mut frames) = pool();
+        let mut batch = Batch::new();
+        for (len, start) in
+            [(14, None), (16, Some(14)), (24, Some(19)), (24, Some(20)), (60, Some(14)), (61, None)]
+        {
+            let mut frame = frames.from_bytes(&numbered(0, 61)[..len]).unwrap();
+            frame.offload.csum = start.map_or(Csum::None, |start| Csum::Partial { start, offset: 0 });
+            batch.push(frame);
+        }
+        let sent = port.tx(&mut frames, &mut batch).unwrap();
+        let mut arrived = Vec::new();
+        wait("the last one", || {
+            arrived
+                .extend(far.receive().filter(|frame| frame[12..14] == EXPERIMENTAL).map(|frame| frame.len()));
+            (arrived.last() == Some(&61)).then_some(())
+        });
+        assert_eq!(sent.frames as usize, arrived.len(), "{arrived:?}");
+    });
+}
+
 /// All that has arrived of our frames.
 fn drain(port: &mut PacketPort, frames: &mut FrameCache) -> Vec<Vec<u8>> {
     let mut all = Vec::new();

@@ -130,6 +130,9 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::extract::extract;
+    use crate::field::TunnelFlags;
+    use crate::key::Hop;
 
     /// Something like an IPv4 frame with ports, with or without a tag, and a few octets changed.
     fn frame() -> impl Strategy<Value = Vec<u8>> {
@@ -149,7 +152,49 @@ mod tests {
         )
     }
 
+    /// Frames whose keys have upper words, or none at all: a neighbour's answer over IPv6, ARP, MPLS, and too few octets.
+    fn upper() -> impl Strategy<Value = Vec<u8>> {
+        let ipv6 = [&[0x86, 0xdd, 0x60, 0, 0, 0, 0, 32, 58, 255][..], &[3; 32], &[136, 0], &[4; 22]].concat();
+        let arp = [&[8, 6, 0, 1, 8, 0, 6, 4, 0, 1][..], &[5; 20]].concat();
+        let mpls = [&[0x88, 0x47][..], &[6; 30]].concat();
+        let lla = [&ipv6[..], &[2, 1, 8, 8, 8, 8, 8, 8]].concat();
+        let kinds = proptest::sample::select(vec![ipv6, lla, arp, mpls, vec![]]);
+        (kinds, any::<u8>()).prop_map(|(rest, octet)| {
+            let mut frame = [&[octet; 6][..], &[9; 6], &rest].concat();
+            *frame.last_mut().expect("there are addresses") ^= octet;
+            frame
+        })
+    }
+
+    fn outer(n: u8) -> TunnelFields {
+        let ends = [u128::from(n), u128::MAX].map(std::net::Ipv6Addr::from_bits);
+        TunnelFields::new(Some(n.into()), ends, Hop { tos: 4, ttl: n, flags: TunnelFlags::DF })
+    }
+
     proptest! {
+        /// Batches of all kinds, long and short, in and out of tunnels, one after the other.
+        #[test]
+        fn what_was_there_before_leaves_nothing_behind(
+            batches in vec((vec(prop_oneof![frame(), upper()], 0..40), proptest::option::of(any::<u8>())), 1..6),
+        ) {
+            let mut keys = Keys::default();
+            for (frames, tunnel) in &batches {
+                let sound = keys.extract(frames.iter().map(|frame| &frame[..]), PortId(7));
+                let outer = tunnel.map(outer);
+                keys.set_tunnels(outer.iter().cycle().take(frames.len()).map(|outer| (PortId(8), outer)));
+                prop_assert_eq!(keys.len(), frames.len().min(Places::MAX));
+                for (place, (key, frame)) in keys.iter().zip(frames).enumerate() {
+                    prop_assert!(key.0[keys.used()..].iter().all(|word| *word == 0), "heads look no further");
+                    let alone = extract(frame, if outer.is_some() { PortId(8) } else { PortId(7) });
+                    prop_assert_eq!(alone.is_ok(), sound.contains(place));
+                    if let Ok(mut alone) = alone {
+                        outer.iter().for_each(|outer| alone.set_tunnel(outer));
+                        prop_assert_eq!(*key, alone);
+                    }
+                }
+            }
+        }
+
         #[test]
         fn wide_or_not_the_keys_are_the_same(frames in vec(frame(), 1..40)) {
             let (mut keys, mut narrow) = (Keys::default(), Keys::default());

@@ -7,6 +7,9 @@ use encap::field::{EtherType, MacAddr, VlanId};
 use encap::template::{Outer, Template};
 use encap::tunnel::TunnelKind;
 use flowtable::id::{BridgeId, SegmentId};
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::select;
 
 use super::*;
 use crate::frame::{FramePool, Memory, PoolConfig};
@@ -102,7 +105,7 @@ struct Lab {
     switch: Switch,
     poller: Poller,
     wire: Peer,
-    _endpoint: Peer,
+    endpoint: Peer,
     now: Instant,
 }
 
@@ -112,12 +115,12 @@ impl Lab {
         let config = SwitchConfig { caches, ..SwitchConfig::default() };
         let (switch, mut pollers) = Switch::assemble(config, Arc::clone(&pool)).unwrap();
         switch.publish(tables());
-        let [wire, _endpoint] = [WIRE, ENDPOINT].map(|port| {
+        let [wire, endpoint] = [WIRE, ENDPOINT].map(|port| {
             let (io, peer) = pair(&pool, 64);
             switch.attach(port, vec![Box::new(io)], &[]);
             peer
         });
-        let mut lab = Lab { switch, poller: pollers.remove(0), wire, _endpoint, now: Instant::ZERO };
+        let mut lab = Lab { switch, poller: pollers.remove(0), wire, endpoint, now: Instant::ZERO };
         lab.turn();
         lab
     }
@@ -204,6 +207,78 @@ fn a_batch_stays_a_batch() {
     // The first of each kind made the flow. After that one look at the caches serves the whole batch, twice.
     assert_eq!((counters.upcalls.get(), counters.batches.get()), (2, 3));
     assert_eq!(counters.exact_hits.get() + counters.megaflow_hits.get(), 4 * BATCH as u64);
+}
+
+/// Batches of few kinds of frames.
+fn batches() -> impl Strategy<Value = Vec<Vec<Train>>> {
+    vec(train(), 1..8).prop_flat_map(|trains| {
+        let train = (select(trains), any::<bool>()).prop_map(|((mut frame, times), is_foreign)| {
+            // In the outermost tunnel, the VNI.
+            frame.get_mut(48).filter(|_| is_foreign).into_iter().for_each(|octet| *octet ^= 1);
+            (frame, times)
+        });
+        vec(vec(train, 1..20), 1..8)
+    })
+}
+
+/// A frame, and how often it comes.
+type Train = (Vec<u8>, usize);
+
+/// A frame of any kind of key, in so many tunnels. None goes to where another comes from, so that it
+/// does not matter which frames of a batch are decided first.
+fn train() -> impl Strategy<Value = Train> {
+    let ipv4 = |proto, rest: &[u8]| {
+        let mut packet = [&[8, 0, 0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, proto, 0, 0][..], &[1; 8], rest].concat();
+        packet[3 + 2] = packet.len() as u8 - 2;
+        packet
+    };
+    let payloads = vec![
+        ipv4(17, &[0, 1, 0, 2, 0, 8, 0, 0]),
+        ipv4(6, &[[0, 1, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0x50, 2, 0, 0, 0, 0, 0, 0]].concat()),
+        ipv4(1, &[8; 8]),
+        [&[0x81, 0, 0, 5][..], &ipv4(17, &[0; 8])].concat(),
+        [&[0x86, 0xdd, 0x60, 0, 0, 0, 0, 32, 58, 255][..], &[3; 32], &[135, 0], &[4; 22], &[1, 1], &[5; 6]]
+            .concat(),
+        [&[8, 6, 0, 1, 8, 0, 6, 4, 0, 1][..], &[5; 20]].concat(),
+        [&[0x88, 0x47][..], &[6; 30]].concat(),
+        vec![0x88, 0xb5, 1],
+        vec![],
+    ];
+    let to = select(vec![STATION, REMOTE, MAC, MacAddr::BROADCAST, MacAddr([2, 0, 0, 0, 0, 0x77])]);
+    let inner = (to, select(payloads), any::<prop::sample::Index>(), 0u8..3);
+    let train = (inner, select(vec![0, 0, 0, 1, 1, 2, 5]), select(vec![1usize, 1, 2, 5]));
+    train.prop_map(|((to, payload, at, change), depth, times)| {
+        let src = MacAddr([2, 0, 0, 0, 1, depth as u8]);
+        let mut frame = [&to.0[..], &src.0, &payload].concat();
+        // Behind the addresses, or in a runt nothing.
+        if let Some(rest) = frame.get_mut(12..).filter(|rest| !rest.is_empty()) {
+            rest[at.index(rest.len())] ^= change;
+        }
+        (nested(frame, depth), times)
+    })
+}
+
+proptest! {
+    /// Mixed batches, whose keys take each other's place: what leaves, and every counter of every port.
+    #[test]
+    fn caches_change_nothing_but_the_order(batches in batches()) {
+        let [on, off] = [Caches::On, Caches::Off].map(|caches| {
+            let mut lab = Lab::new(caches);
+            let mut left = Vec::new();
+            for trains in &batches {
+                let frames: Vec<_> =
+                    trains.iter().flat_map(|(frame, times)| vec![frame.clone(); *times]).take(BATCH).collect();
+                let mut sent = lab.send(&frames);
+                sent.sort_unstable();
+                let mut carried: Vec<_> = lab.endpoint.drain().into_iter().map(|frame| frame.bytes).collect();
+                carried.sort_unstable();
+                left.push((sent, carried));
+            }
+            assert!(lab.switch.ledger().balances(), "{:?}", lab.switch.ledger());
+            (left, [WIRE, ENDPOINT, VXLAN].map(|port| lab.switch.port_stats(port)))
+        });
+        prop_assert_eq!(on, off);
+    }
 }
 
 #[test]

@@ -159,6 +159,7 @@ impl PacketPort {
                 Taken::Whole(frame, arrival) => batch.extend(self.accept(frame, &arrival, frames)),
                 Taken::Lost => self.counters.rx_missed += 1,
                 Taken::Not => break,
+                Taken::Refused(errno) => return Err(errno),
             }
             self.inward.as_mut().into_iter().for_each(Inward::advance);
             taken += 1;
@@ -236,6 +237,8 @@ enum Taken {
     Lost,
     /// It waits where it is: the pool is empty.
     Not,
+    /// It waits where it is: the socket told of an error instead, once.
+    Refused(Errno),
 }
 
 fn take(socket: &OwnedFd, slot: &Announced<'_>, frames: &mut FrameCache) -> Taken {
@@ -255,13 +258,13 @@ fn take_queued(socket: &OwnedFd, len: usize, frames: &mut FrameCache) -> Taken {
     // Without a big frame it must leave the queue all the same: into a small one, as far as it goes.
     let Some(mut frame) = frames.alloc_for(len).or_else(|| frames.alloc()) else { return Taken::Not };
     let received = socket::receive(socket, slice::from_mut(&mut frame), iter::once(&mut [][..]));
-    match received.ok().and_then(|mut arrivals| arrivals.pop()) {
-        Some(arrival) if arrival.len <= frame.room() => Taken::Whole(frame, arrival),
-        _ => {
-            frames.free(frame);
-            Taken::Lost
-        }
-    }
+    let taken = match received.map(|mut arrivals| arrivals.pop()) {
+        Ok(Some(arrival)) if arrival.len <= frame.room() => return Taken::Whole(frame, arrival),
+        Err(errno) if is_gone(errno) => Taken::Refused(errno),
+        _ => Taken::Lost,
+    };
+    frames.free(frame);
+    taken
 }
 
 fn is_gone(errno: Errno) -> bool {

@@ -254,11 +254,12 @@ impl Port for XdpPort {
     }
 
     /// The socket's descriptor is readable while there is a frame, so there is nothing to say. But to a fill ring that is
-    /// empty none comes: the pool was, and only who asks fills it. Nothing waits for another turn: there may be none.
+    /// empty none comes: the pool was, and only who asks fills it. Nothing waits for another turn: there may be none. And what
+    /// a busy interface did not take is tried again only by who asks.
     fn arm(&mut self) -> bool {
         let Some((queue, _)) = &mut self.open else { return false };
         queue.release();
-        queue.is_starved()
+        queue.is_starved() || queue.is_behind()
     }
 
     fn counters(&mut self) -> Counters {

@@ -28,6 +28,8 @@ const START: usize = libc::TPACKET2_HDRLEN - size_of::<libc::sockaddr_ll>() + vn
 const ROOM: usize = SLOT - START;
 /// An Ethernet header: the kernel sends nothing shorter.
 const ETHERNET: usize = 14;
+/// Where what the kernel is to sum begins, at the earliest (`virtio_net_hdr_to_skb`: behind as many bytes as an IPv4 header has).
+const SUMMED: u16 = 20;
 
 /// A socket that sends by a ring, and does nothing else.
 #[derive(Debug)]
@@ -59,7 +61,9 @@ impl Outward {
     pub fn takes(&self, frame: &Frame) -> bool {
         let is_sound = match frame.offload.csum {
             Csum::None => true,
-            Csum::Partial { start, offset } => usize::from(start) + usize::from(offset) + 2 <= frame.len(),
+            Csum::Partial { start, offset } => {
+                start >= SUMMED && usize::from(start) + usize::from(offset) + 2 <= frame.len()
+            }
         };
         frame.offload.gso == Gso::None && is_sound && (ETHERNET..=self.longest).contains(&frame.len())
     }

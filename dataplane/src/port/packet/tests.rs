@@ -174,6 +174,32 @@ fn what_the_kernel_refuses_is_freed_and_the_rest_goes() {
     });
 }
 
+#[test]
+fn what_the_kernel_skips_is_not_counted() {
+    in_namespace(|| {
+        cable();
+        let mut port = one("near");
+        let far = RawSocket::open("far");
+        let (_, mut frames) = pool();
+        let mut batch = Batch::new();
+        for (len, start) in
+            [(14, None), (16, Some(14)), (24, Some(19)), (24, Some(20)), (60, Some(14)), (61, None)]
+        {
+            let mut frame = frames.from_bytes(&numbered(0, 61)[..len]).unwrap();
+            frame.offload.csum = start.map_or(Csum::None, |start| Csum::Partial { start, offset: 0 });
+            batch.push(frame);
+        }
+        let sent = port.tx(&mut frames, &mut batch).unwrap();
+        let mut arrived = Vec::new();
+        wait("the last one", || {
+            arrived
+                .extend(far.receive().filter(|frame| frame[12..14] == EXPERIMENTAL).map(|frame| frame.len()));
+            (arrived.last() == Some(&61)).then_some(())
+        });
+        assert_eq!(sent.frames as usize, arrived.len(), "{arrived:?}");
+    });
+}
+
 /// All that has arrived of our frames.
 fn drain(port: &mut PacketPort, frames: &mut FrameCache) -> Vec<Vec<u8>> {
     let mut all = Vec::new();
@@ -420,6 +446,27 @@ fn down_or_deleted_is_gone() {
         rig::goes(&mut port, &mut frames);
         let error = open("near", 1).unwrap_err();
         assert!(matches!(error, PacketError::Device(NetdevError::Missing(_))), "{error}");
+    });
+}
+
+#[test]
+fn down_is_told_by_a_long_frame_too() {
+    in_namespace(|| {
+        cable();
+        let mut port = one("near");
+        let far = RawSocket::open("far");
+        let (_, mut frames) = pool();
+        ip("link set near mtu 9000");
+        ip("link set far mtu 9000");
+        far.send(&numbered(1, 60));
+        far.send(&numbered(2, 9000));
+        // The queue that the long frame waits in has the error in front of it, and forgets it once it was told.
+        ip("link set near down");
+        let mut batch = Batch::new();
+        assert!(port.rx(&mut frames, &mut batch).is_err());
+        assert!(batch.iter().any(|frame| frame.bytes() == numbered(1, 60)), "what came before is not lost");
+        frames.free_all(&mut batch);
+        assert_eq!(port.counters().rx_missed, 0);
     });
 }
 

@@ -222,6 +222,11 @@ impl Queue {
         self.receiving == 0
     }
 
+    /// Is there something to send that the interface had no room for?
+    pub fn is_behind(&self) -> bool {
+        self.unsent
+    }
+
     /// Nothing arrived: time for what can wait.
     fn rest(&mut self, frames: &mut FrameCache) -> Result<(), PortError> {
         self.reap(frames);

@@ -2,7 +2,7 @@
 //!
 //! One sender, one receiver, no lock and no read-modify-write. Each side keeps a copy of the other's index
 //! and looks at the real one only when the copy says that it has to wait, and each tells of a batch at a time what it
-//! did: so the lines of the two indexes move between cores once per batch, not once per frame (bench `scaling`, `crossing`).
+//! did: so the lines of the two indexes move between cores once per batch, not once per frame (bench `sharing`, `crossing`).
 #![allow(unsafe_code)]
 
 use std::mem::MaybeUninit;

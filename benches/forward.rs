@@ -20,6 +20,7 @@ use std::time::Instant;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use dataplane::batch::BATCH;
+use dataplane::pktgen::frames::shuffled;
 use dataplane::port::memory::{Peer, pair};
 use dataplane::stats::cycles;
 use encap::tunnel::TunnelKind;
@@ -27,7 +28,7 @@ use encap::tunnel::TunnelKind;
 #[path = "support/rig.rs"]
 mod rig;
 
-use rig::{Datagram, Overlay, Rig, SHORT, bridge, hellos, pairs, reel, shuffled, station, tagged};
+use rig::{Datagram, Overlay, Rig, SHORT, bridge, hellos, pairs, reel, station, tagged};
 
 /// Port `a`, where frames come in, and `b`, where most go.
 const TWO: &str = "a\nb";

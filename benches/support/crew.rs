@@ -1,10 +1,11 @@
 //! Several pollers of one switch, with ports in memory whose stations talk to each other.
 
+use dataplane::pktgen::frames::shuffled;
 use dataplane::poller::Poller;
 use dataplane::port::Port;
 use dataplane::run::Clock;
 
-use super::rig::{self, Datagram, Rig, SHORT, bridge, shuffled, station};
+use super::rig::{self, Datagram, Rig, SHORT, bridge, station};
 
 /// Pollers to be turned, each in a thread of its own, and their time. In its first turn one takes its ports in.
 pub struct Crew {

@@ -8,6 +8,7 @@ use control::config;
 use control::model::Model;
 use dataplane::batch::BATCH;
 use dataplane::frame::{FramePool, Memory, PoolConfig};
+use dataplane::pktgen::frames::shuffled;
 use dataplane::pktgen::reel::Player;
 use dataplane::poller::Poller;
 use dataplane::port::Port;
@@ -93,19 +94,6 @@ pub fn hellos(stations: u32) -> Vec<Vec<u8>> {
     let to = MacAddr([0xff; 6]);
     let hello = |n| Datagram { from: station(0xb, n), to, flow: 0, len: SHORT }.bytes();
     (0..stations).map(hello).collect()
-}
-
-/// The numbers below `n`, shuffled (Fisher, Yates; the random numbers are Marsaglia's xorshift64).
-pub fn shuffled(n: u32) -> Vec<u32> {
-    let mut numbers: Vec<u32> = (0..n).collect();
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    for i in (1..numbers.len()).rev() {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        numbers.swap(i, (state % (i as u64 + 1)) as usize);
-    }
-    numbers
 }
 
 /// A switch with one poller, turned by hand.

@@ -224,7 +224,7 @@ fn outer(terms: &Terms, flow: u64, header: &[u8]) -> Result<Vec<u8>, FramesError
 }
 
 /// The numbers below `n`, shuffled (Fisher, Yates; the random numbers are Marsaglia's xorshift64): always the same way.
-fn shuffled(n: u32) -> Vec<u32> {
+pub fn shuffled(n: u32) -> Vec<u32> {
     let mut numbers: Vec<u32> = (0..n).collect();
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     for i in (1..numbers.len()).rev() {

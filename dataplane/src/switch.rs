@@ -272,10 +272,10 @@ impl Switch {
         self.shared.registry.forget(port);
     }
 
-    /// Moves a queue to the poller on `core` while frames flow. None is lost and none overtakes another: from before the
+    /// Moves a queue to the poller on `core` while frames flow. We lose none, and none overtakes another: from before the
     /// first poller knows of the move until after the last one does, nobody receives, and what was under way between
-    /// pollers leaves first. Frames wait in the rings of their ports meanwhile, for as long as the slowest poller takes
-    /// to turn a few times.
+    /// pollers leaves first. Frames wait in the rings of their ports meanwhile, as far as there is room, for as long as
+    /// the slowest poller takes to turn a few times.
     ///
     /// # Errors
     /// [`PlaceError`].

@@ -8,6 +8,7 @@ from pathlib import Path
 from . import frames, sluice, testpmd
 from .duel import Bench
 from .jobs import Failed, Job, Place, Room, run, wait_for
+from .machine import URGENT, named
 from .net import Namespace
 from .ovs import Ovs
 
@@ -82,17 +83,11 @@ def on_threads(netns: Namespace, device: str, core: int) -> None:
     wait_for(f"a NAPI thread of {device}", 5, lambda: napi_threads(device) - before)
     for pid in napi_threads(device) - before:
         os.sched_setaffinity(pid, {core})
+        os.setpriority(os.PRIO_PROCESS, pid, URGENT)
 
 
 def napi_threads(device: str) -> set[int]:
-    found = set()
-    for comm in Path("/proc").glob("[0-9]*/comm"):
-        try:
-            if comm.read_text().startswith(f"napi/{device}-"):
-                found.add(int(comm.parent.name))
-        except OSError:
-            continue  # it ended
-    return found
+    return {int(comm.parent.name) for comm in Path("/proc").glob("[0-9]*/comm") if named(comm, f"napi/{device}-")}
 
 
 class OvsNetdev(Switch):

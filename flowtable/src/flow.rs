@@ -1,14 +1,17 @@
 //! A flow: key under mask, what to do, what to remember, how much it was used, and how current it is.
 //!
-//! A million of them shall fit in a few hundred megabytes and cost a frame few cache misses, so a flow is one row of a table
-//! ([`blocks`]), which [`Flow`] counts the users of as an `Arc` does:
+//! A million of them shall fit in a few hundred megabytes and cost a frame few cache misses, so a flow is one row of a table,
+//! which [`Flow`] counts the users of as an `Arc` does:
 //!
 //! | part | what |
 //! | --- | --- |
 //! | a line | what a hit reads: generation, key, what to do with the frame |
-//! | a column | what no frame asks for |
-//! | one for each poller | its counters: no two pollers write the same line, nor one beside it |
+//! | a column for each poller | its counters: no two pollers write the same line, nor one beside it |
+//! | one | what no frame asks for |
 //! | after these | words of the key that the line has no room for |
+//!
+//! One poller alone has nobody to keep away from: then line and columns are one block, and the processor, which fetches
+//! the second line with the first, saves it a twentieth (bench `forward`, l2/1000).
 //!
 //! Of the key there are only the words that are not zero, three in the line: what switching looks at, with or without a
 //! tag. What flows have in common is shared ([`Interner`]): the mask, lists of actions, effects.
@@ -95,18 +98,16 @@ impl Shape {
         self.mask == *mask && self.pollers == pollers
     }
 
-    /// Columns of a flow that stores so many words.
+    /// Columns of a flow that stores so many words. First come the pollers', then that for the notes.
     fn columns(&self, stored: u32) -> usize {
         let words = (stored as usize).saturating_sub(INLINE);
-        COUNTERS + self.pollers + words.div_ceil(COLUMN_WORDS)
+        self.pollers + 1 + words.div_ceil(COLUMN_WORDS)
     }
 }
 
 /// Words of the key in the line, and in each column that has some.
 const INLINE: usize = 3;
 const COLUMN_WORDS: usize = COLUMN / size_of::<u64>();
-/// The column of poller 0's counters; before it there is what no frame asks for.
-const COUNTERS: usize = 1;
 
 /// The line of a flow.
 #[repr(C, align(64))]
@@ -130,13 +131,31 @@ struct Notes {
 
 const _: () = assert!(size_of::<Actions>() == 16 && size_of::<Head>() == 64);
 const _: () = assert!(size_of::<Notes>() == COLUMN && size_of::<FlowStats>() == COLUMN);
-const _: () = assert!(COUNTERS + MAX_POLLERS + WORDS.div_ceil(COLUMN_WORDS) <= COLUMNS_MAX);
+const _: () = assert!(MAX_POLLERS + 1 + WORDS.div_ceil(COLUMN_WORDS) <= COLUMNS_MAX);
 
 /// What a flow owns may go from thread to thread; the compiler cannot see it behind the pointers.
 const _: () = {
     const fn is_shared<T: Send + Sync>() {}
     is_shared::<(Arc<Shape>, Arc<[Action]>, Arc<Box<[Effect]>>)>();
 };
+
+/// Who counts on a flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seat {
+    /// Which poller.
+    pub index: usize,
+    /// Of how many, those that the flows were made for.
+    pub pollers: usize,
+}
+
+/// Where a column of a flow for so many pollers is. Reads nothing.
+#[inline]
+fn column(flow: NonNull<Head>, pollers: usize, column: usize) -> *const u8 {
+    match pollers {
+        1 => flow.as_ptr().cast_const().wrapping_add(1).cast::<u8>().wrapping_add(column * COLUMN),
+        _ => blocks::column(flow.as_ptr(), column),
+    }
+}
 
 /// A cached decision, or rather a share of it: clones are the same flow.
 #[repr(transparent)]
@@ -169,7 +188,11 @@ impl Flow {
         let (used, shares) = (AtomicU64::new(birth.now.as_nanos()), AtomicU32::new(1));
         let stats = FlowStats { used, shares, ..FlowStats::default() };
         let pollers = shape.pollers;
-        let flow = Flow(blocks::allocate_row(shape.columns(stored.count_ones())).cast::<Head>());
+        let columns = shape.columns(stored.count_ones());
+        let flow = Flow(match pollers {
+            1 => blocks::allocate(size_of::<Head>() + columns * COLUMN).cast(),
+            _ => blocks::allocate_row(columns).cast(),
+        });
         let [a, b, c, more @ ..] = words;
         let head = Head {
             generation: AtomicU64::new(birth.generation),
@@ -184,12 +207,11 @@ impl Flow {
         // size, and is ours alone.
         unsafe {
             flow.0.write(head);
-            flow.column::<Notes>(0).write(Notes { effects, depends, rests_on });
-            flow.column::<FlowStats>(COUNTERS).write(stats);
-            (1..pollers)
-                .for_each(|poller| flow.column::<FlowStats>(COUNTERS + poller).write(FlowStats::default()));
+            flow.column::<FlowStats>(0).write(stats);
+            (1..pollers).for_each(|poller| flow.column::<FlowStats>(poller).write(FlowStats::default()));
+            flow.column::<Notes>(pollers).write(Notes { effects, depends, rests_on });
             for (n, words) in more.chunks(COLUMN_WORDS).enumerate() {
-                let to = flow.column::<u64>(COUNTERS + pollers + n);
+                let to = flow.column::<u64>(pollers + 1 + n);
                 to.copy_from_nonoverlapping(words.as_ptr(), words.len());
             }
         }
@@ -199,7 +221,7 @@ impl Flow {
     /// Where a column is; it depends on the shape, and the words stored, which there are.
     #[inline]
     fn column<T>(&self, column: usize) -> *mut T {
-        blocks::column(self.0.as_ptr(), column).cast_mut().cast()
+        self::column(self.0, self.head().shape.pollers, column).cast_mut().cast()
     }
 
     #[inline]
@@ -211,7 +233,7 @@ impl Flow {
     #[inline]
     fn notes(&self) -> &Notes {
         // SAFETY: as of the head. Each flow has this column.
-        unsafe { &*self.column(0) }
+        unsafe { &*self.column(self.head().shape.pollers) }
     }
 
     /// How many shares there are; with poller 0's counters, for there is room.
@@ -230,7 +252,7 @@ impl Flow {
                 debug_assert!(n < head.stored.count_ones() as usize);
                 let (column, at) = ((n - INLINE) / COLUMN_WORDS, (n - INLINE) % COLUMN_WORDS);
                 // SAFETY: callers count the bits of `stored`, so the word is there.
-                unsafe { self.column::<u64>(COUNTERS + head.shape.pollers + column).add(at).read() }
+                unsafe { self.column::<u64>(head.shape.pollers + 1 + column).add(at).read() }
             }
         }
     }
@@ -353,7 +375,7 @@ impl Flow {
     pub fn stats(&self, index: usize) -> &FlowStats {
         assert!(index < self.head().shape.pollers, "poller {index} is one too many");
         // SAFETY: the column is there, and holds such counters.
-        unsafe { &*self.column(COUNTERS + index) }
+        unsafe { &*self.column(index) }
     }
 
     fn all_stats(&self) -> impl Iterator<Item = &FlowStats> {
@@ -418,12 +440,16 @@ impl Drop for Flow {
         }
         fence(Ordering::Acquire); // what others did with it is over
         let columns = self.head().shape.columns(self.head().stored.count_ones());
-        // SAFETY: this was the last share. Head and notes are dropped once, and the row, of which the rest needs no drop, was
-        // allocated with so many columns.
+        let pollers = self.head().shape.pollers;
+        // SAFETY: this was the last share. Notes and head are dropped once, and the row, of which the rest needs no drop, was
+        // allocated for so many pollers with so many columns.
         unsafe {
-            self.column::<Notes>(0).drop_in_place();
+            self.column::<Notes>(pollers).drop_in_place();
             self.0.drop_in_place();
-            blocks::free_row(self.0.cast(), columns);
+            match pollers {
+                1 => blocks::free(self.0.cast(), size_of::<Head>() + columns * COLUMN),
+                _ => blocks::free_row(self.0.cast(), columns),
+            }
         }
     }
 }
@@ -473,9 +499,17 @@ impl<'r> FlowRef<'r> {
 
     /// Asks for the memory that a hit of this poller takes.
     #[inline]
-    pub fn prefetch(self, poller: usize) {
+    pub fn prefetch(self, seat: Seat) {
         prefetch(self.at.as_ptr());
-        prefetch(blocks::column(self.at.as_ptr(), COUNTERS + poller));
+        prefetch(column(self.at, seat.pollers, seat.index));
+    }
+
+    /// Asks for the memory that upkeep takes, of a flow for as many pollers as `other` is.
+    #[inline]
+    pub fn prefetch_as(self, other: &Flow) {
+        let pollers = other.head().shape.pollers;
+        self.prefetch(Seat { index: 0, pollers });
+        prefetch(column(self.at, pollers, pollers));
     }
 }
 

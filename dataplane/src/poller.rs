@@ -13,6 +13,7 @@ use crossbeam::channel::Receiver;
 use crossbeam::utils::CachePadded;
 use flowtable::action::DropReason;
 use flowtable::exact::ExactCache;
+use flowtable::flow::Seat;
 use flowtable::id::PortId;
 use flowtable::key::TunnelFields;
 use flowtable::keys::Keys;
@@ -121,7 +122,7 @@ impl Poller {
             tasks,
             caches,
             exact: ExactCache::new(),
-            reader: shared.megaflows.reader().counting(index),
+            reader: shared.megaflows.reader().counting(Seat { index, pollers: shared.wakers.len() }),
             revalidator: Revalidator::new(max_idle),
             counters: Arc::clone(shared.registry.poller(index)),
             housekept: Instant::ZERO,

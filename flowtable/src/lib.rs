@@ -14,6 +14,7 @@ pub mod id;
 pub mod intern;
 pub mod key;
 pub mod keys;
+pub mod list;
 pub mod lpm;
 pub mod mask;
 pub mod mcast;

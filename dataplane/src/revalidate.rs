@@ -164,6 +164,7 @@ impl Revalidator {
         mut amended: impl FnMut(usize, FlowRef<'r>),
     ) {
         let mut by = By { precedents: &mut self.precedents, reader };
+        stale.iter().for_each(|(place, flow)| by.precedents.prefetch(flow, &keys[*place]));
         for &(place, flow) in stale {
             // Or an earlier frame had it amended.
             if flow.generation() == view.snapshot.generation || by.precedent(view, &flow, &keys[place]) {

@@ -29,11 +29,10 @@ mod tests;
 
 use std::fmt;
 use std::marker::PhantomData;
-use std::mem::size_of;
+use std::mem::{offset_of, size_of};
 use std::ops::Deref;
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 pub use self::course::Amendment;
 use self::course::{Course, Notes};
@@ -48,6 +47,7 @@ use crate::key::{FlowKey, WORDS};
 use crate::list::List;
 use crate::mask::Mask;
 use crate::megaflow::Reader;
+use crate::sync::{AtomicU64, Ordering, fence};
 use crate::time::Instant;
 
 /// What `translate` decided: everything about a flow but its history.
@@ -149,8 +149,11 @@ pub(crate) struct Head {
     notes: Notes,
 }
 
-const _: () = assert!(std::mem::offset_of!(Head, stats) == LINE);
-const _: () = assert!(size_of::<Head>() == 2 * LINE);
+/// Where the first poller's counters are.
+const STATS: usize = offset_of!(Head, stats);
+
+#[cfg(not(feature = "loom"))]
+const _: () = assert!(STATS == LINE && size_of::<Head>() == 2 * LINE);
 
 /// What a flow owns may go from thread to thread; the compiler cannot see it behind the pointers.
 const _: () = {
@@ -186,8 +189,7 @@ impl Flow {
             stored |= 1 << i;
             words[n] = word;
         }
-        let (used, shares) = (AtomicU64::new(birth.now.as_nanos()), AtomicU32::new(1));
-        let stats = FlowStats { used, shares, ..FlowStats::default() };
+        let stats = FlowStats::first(birth.now);
         let pollers = shape.pollers;
         let at = blocks::allocate(shape.bytes(stored.count_ones())).cast::<Head>();
         let flow = Flow(at);
@@ -217,8 +219,12 @@ impl Flow {
     /// The line of counters of a poller; behind that of the last, the words that did not fit the first line.
     #[inline]
     fn line(&self, poller: usize) -> NonNull<u8> {
+        let at = match poller {
+            0 if cfg!(feature = "loom") => STATS, // whose atomics are bigger
+            _ => size_of::<Head>() - LINE + poller * LINE,
+        };
         // SAFETY: the block has a line for each poller beside the first, and it is in bounds to point just behind it.
-        unsafe { self.0.cast::<u8>().add((1 + poller) * LINE) }
+        unsafe { self.0.cast::<u8>().add(at) }
     }
 
     #[inline]

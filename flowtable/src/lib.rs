@@ -25,3 +25,5 @@ pub mod text;
 pub mod time;
 pub mod vteps;
 mod wide;
+
+pub use blocks::prefetch;

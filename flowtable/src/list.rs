@@ -17,9 +17,14 @@ impl<T> List<T> {
         self.0.as_ptr() == other.0.as_ptr()
     }
 
+    /// How many shares of it there are.
+    pub(crate) fn shares(&self) -> usize {
+        ThinArc::strong_count(&self.0)
+    }
+
     /// Has somebody else a share of it?
     pub(crate) fn is_shared(&self) -> bool {
-        ThinArc::strong_count(&self.0) > 1
+        self.shares() > 1
     }
 }
 

@@ -29,7 +29,7 @@ use flowtable::list::List;
 use smallvec::SmallVec;
 
 use super::asked::{Answers, Asked};
-use super::settled::{Settled, To};
+use super::settled::{Settled, Which};
 use super::{Silent, View, inquire, is_for_bridges};
 
 /// How many precedents there can be, a power of two: of some hundred VTEPs and some ports, each with a few kinds of frames.
@@ -53,7 +53,7 @@ pub struct Precedents {
     /// Parts of all cases.
     parts: usize,
     /// How many cases there ever were.
-    made: u64,
+    made: u32,
     settled: Settled,
     interner: Interner,
 }
@@ -62,7 +62,7 @@ pub struct Precedents {
 #[derive(Debug)]
 struct Case {
     /// No other has this number.
-    number: u64,
+    number: u32,
     /// The bits that were looked at, but for the two addresses: index, mask, value.
     words: SmallVec<[(usize, u64, u64); 8]>,
     /// Where the receiver was looked for, and found.
@@ -113,6 +113,11 @@ impl Precedents {
         })
     }
 
+    /// Asks for the memory that the amendment of such a flow takes.
+    pub fn prefetch(&self, flow: &Flow, key: &FlowKey) {
+        self.settled.prefetch((key.eth_dst(), kind_of(key)), flow.taught());
+    }
+
     /// The list, or one equal to it that flows have already.
     pub fn share(&mut self, actions: List<Action>) -> List<Action> {
         self.interner.actions(actions)
@@ -140,17 +145,20 @@ impl Precedents {
         if from == mac || self.is_special(from) {
             return None;
         }
-        let to = To { mac, kind: kind_of(key) };
-        if let Some((at, number)) = self.settled.get(to)
-            && self.cases[at].as_ref().is_some_and(|case| case.number == number && case.is_like(key))
+        let to = (mac, kind_of(key));
+        if let Some(Which { number, at }) = self.settled.precedent(to)
+            && let Some(case) = &self.cases[usize::from(at)]
+            && case.number == number
+            && case.is_like(key)
         {
-            return Some(at);
+            return Some(at.into());
         }
         if self.is_special(mac) {
             return None;
         }
         let at = self.find(view, key).or_else(|| self.inquire(view, key).1)?;
-        self.settled.put(to, (at, self.cases[at].as_ref()?.number));
+        let number = self.cases[at].as_ref()?.number;
+        self.settled.settle(to, Which { number, at: at as u16 });
         Some(at)
     }
 
@@ -196,7 +204,11 @@ impl Precedents {
 
     /// Keeps a decision as a precedent, if it is one; where.
     fn keep(&mut self, key: &FlowKey, decision: &Decision, asked: Asked) -> Option<usize> {
-        self.made += 1;
+        self.made = self.made.checked_add(1).unwrap_or_else(|| {
+            self.clear();
+            self.settled.forget();
+            0
+        });
         let case = Case { number: self.made, ..Case::new(key, decision, asked)? };
         let &((bridge, segment), place) = case.receiver.first()?;
         let parts = case.parts();

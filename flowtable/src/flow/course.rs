@@ -8,13 +8,13 @@
 use std::ffi::c_void;
 use std::mem::ManuallyDrop;
 use std::ops::Deref;
-use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
 use triomphe::ThinArc;
 
 use crate::action::Action;
 use crate::grounds::Grounds;
 use crate::list::List;
+use crate::sync::{AtomicPtr, AtomicU64, Ordering};
 
 /// What a flow does from now on, and what that rests on.
 #[derive(Debug, Clone)]
@@ -80,7 +80,7 @@ impl Course {
 impl Drop for Course {
     fn drop(&mut self) {
         // SAFETY: it comes from `into_raw`, and the link goes with us.
-        drop(List::<Action>(unsafe { ThinArc::from_raw(*self.0.get_mut()) }));
+        drop(List::<Action>(unsafe { ThinArc::from_raw(self.0.load(Ordering::Relaxed)) }));
     }
 }
 

@@ -6,6 +6,7 @@ use arrayvec::ArrayVec;
 use encap::field::{EtherType, MacAddr, VlanId};
 use encap::template::{Outer, Template};
 use encap::tunnel::TunnelKind;
+use flowtable::flow::Flow;
 use flowtable::id::{BridgeId, SegmentId};
 use proptest::collection::vec;
 use proptest::prelude::*;

@@ -411,7 +411,8 @@ impl Flow {
 
     /// Takes the flow out of use: nobody who still holds it will follow it.
     pub fn kill(&self) {
-        self.head().generation.store(DEAD, Ordering::Release);
+        // Not a mere store: it is before or behind each step of who amends or confirms it.
+        self.head().generation.swap(DEAD, Ordering::AcqRel);
     }
 
     /// The counters of poller `index`.

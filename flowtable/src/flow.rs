@@ -486,7 +486,7 @@ impl Drop for Flow {
         if self.head().stats.shares.fetch_sub(1, Ordering::Release) != 1 {
             return;
         }
-        fence(Ordering::Acquire); // what others did with it is over
+        std::sync::atomic::fence(Ordering::Acquire); // what others did with it is over
         let bytes = self.head().shape.bytes(self.head().stored.count_ones());
         // SAFETY: this was the last share. The head is dropped once, and the block, of which the rest needs no drop, was
         // allocated with this size.

@@ -3,7 +3,8 @@
 //! Each poller looks after the flows it installed. Two things ask for another look. A new generation of the
 //! tables: until a flow is confirmed for it no cache follows the flow (the generations differ), so nothing
 //! stale is ever done; revalidating in the background merely saves the next frame the trouble. Most flows are confirmed at
-//! sight, as they rest on nothing that was changed (see [`crate::changes`]). A change of
+//! sight, as they rest on nothing that was changed (see [`crate::changes`]); the others are amended where they lie, if they are for the
+//! same frames as before (see [`amend`]). A change of
 //! learned state: only flows that looked the changed entry up (by [`Flow::depends`]) are translated again.
 //!
 //! The same rounds expire unused flows, and keep learned entries young while a cached flow uses them.

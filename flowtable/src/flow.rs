@@ -451,7 +451,8 @@ impl Flow {
 
     /// Takes the flow out of use: nobody who still holds it will follow it.
     pub fn kill(&self) {
-        self.head().generation.store(DEAD, Ordering::Release);
+        // Not a mere store: it is before or behind each step of who amends or confirms it.
+        self.head().generation.swap(DEAD, Ordering::AcqRel);
     }
 
     /// The counters of poller `index`.
@@ -525,11 +526,11 @@ impl Drop for Flow {
         if self.share_count().fetch_sub(1, Ordering::Release) != 1 {
             return;
         }
-        fence(Ordering::Acquire); // what others did with it is over
+        std::sync::atomic::fence(Ordering::Acquire); // what others did with it is over
         let columns = self.head().shape.columns(self.head().stored.count_ones());
         let pollers = self.head().shape.pollers;
-        // SAFETY: this was the last share. What lies aside and the head are dropped once, and the row, of which the rest needs no drop, was
-        // allocated for so many pollers with so many columns.
+        // SAFETY: this was the last share. What lies aside and the head are dropped once, and the row, of which the rest needs
+        // no drop, was allocated for so many pollers with so many columns.
         unsafe {
             self.column::<Aside>(pollers).drop_in_place();
             self.0.drop_in_place();

@@ -1,6 +1,10 @@
 //! Flows that the tables moved are amended where they lie: by the frame that comes first, or in the background.
 //!
 //! A poller amends only what it installed. What is learned while it does so it is told of, and looks at all of these again.
+//!
+//! The frame that comes first has to wait for it, whatever the pace of the background: with a million flows in turn that is every
+//! frame for the first tenth of a second, some 180 cycles each; a new flow in its place took 1,000. While the only segment of these is renumbered
+//! forwarding falls by a tenth, where it fell to a quarter (bench `mapping`, `renumber-all`).
 
 use flowtable::flow::{Amendment, DEAD, Decision, Flow};
 use flowtable::key::FlowKey;

@@ -96,9 +96,12 @@ fn survives_kill_9(role: &str, properties: &str, limit: Duration) {
     ));
     let load = Pulse::start(other, ip(11), Duration::from_millis(4), 1400);
     let pulse = Pulse::start(host, ip(11), OFTEN, 56);
-    for _ in 0..3 {
-        pulse.await_more(100, SLOWLY);
-        load.await_more(100, SLOWLY);
+    // While the switch is away QEMU serves packed rings from a place of long ago, which matters at one in a hundred.
+    let kills =
+        std::env::var("SLUICE_TEST_KILLS").map_or(3, |kills| kills.parse().expect("a number of kills"));
+    for kill in 0..kills {
+        pulse.await_more(20 + 37 * kill % 80, SLOWLY);
+        load.await_more(20, SLOWLY);
         daemon.kill9();
         let begun = Instant::now();
         daemon.restart(&room.site.switch);
@@ -134,19 +137,8 @@ fn a_guest_that_connects_again_to_a_switch_that_was_killed_is_back_within_a_seco
 }
 
 #[test]
-fn a_guest_with_packed_rings_whose_switch_is_killed_is_back_in_either_role() {
+fn a_guest_with_packed_rings_whose_switch_is_killed_is_back_within_a_second_in_either_role() {
     let Some(_seats) = Seat::take_all() else { return };
-    survives_kill_9_mostly("client", SOON);
-    survives_kill_9_mostly("server", QEMU_WAITS + SOON);
-}
-
-/// The place in a packed ring is read off the ring, for QEMU does not remember it, and now and then that is impossible: such a guest
-/// stays cut off until its driver begins anew (control/CONFIG.md). So one of three guests must live through its three kills.
-fn survives_kill_9_mostly(role: &str, limit: Duration) {
-    let survives = |attempt: &u32| {
-        let survived = std::panic::catch_unwind(|| survives_kill_9(role, "packed=on", limit)).is_ok();
-        eprintln!("{role}: guest {attempt} lived through it: {survived}");
-        survived
-    };
-    assert!((1..=3).any(|attempt| survives(&attempt)), "{role}: none of three guests");
+    survives_kill_9("client", "packed=on", SOON);
+    survives_kill_9("server", "packed=on", QEMU_WAITS + SOON);
 }

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
+
 use crate::rig::{Room, SLOWLY, address, assert_balance, await_reach, await_reached, count, ip, port, serve};
 use crate::support::lab::{Seat, within};
 use crate::support::pulse::Pulse;
@@ -11,6 +13,8 @@ use crate::support::vm::machine::{Nic, Socket};
 const OFTEN: Duration = Duration::from_millis(10);
 /// How soon traffic must flow again when either side is back.
 const SOON: Duration = Duration::from_secs(1);
+/// For how long a switch hangs before it dies.
+const HUNG: Duration = Duration::from_millis(100);
 /// QEMU 7.2 tries to connect again a second after it lost its switch, and no sooner.
 const QEMU_WAITS: Duration = Duration::from_secs(1);
 
@@ -96,12 +100,17 @@ fn survives_kill_9(role: &str, properties: &str, limit: Duration) {
     ));
     let load = Pulse::start(other, ip(11), Duration::from_millis(4), 1400);
     let pulse = Pulse::start(host, ip(11), OFTEN, 56);
-    // While the switch is away QEMU serves packed rings from a place of long ago, which matters at one in a hundred.
+    // While the switch is away QEMU serves packed rings from a place of long ago, which matters at one kill in a hundred; in
+    // thirty if the switch hung before it died, so that it left kicks.
     let kills =
         std::env::var("SLUICE_TEST_KILLS").map_or(3, |kills| kills.parse().expect("a number of kills"));
     for kill in 0..kills {
         pulse.await_more(20 + 37 * kill % 80, SLOWLY);
         load.await_more(20, SLOWLY);
+        if kill % 2 == 1 {
+            daemon.signal(Signal::SIGSTOP);
+            std::thread::sleep(HUNG);
+        }
         daemon.kill9();
         let begun = Instant::now();
         daemon.restart(&room.site.switch);

@@ -1,4 +1,5 @@
-//! Where a packed ring was left by a switch that was killed, by what is in the ring.
+//! Where a packed ring was left by a switch that was killed, by what is in the ring: for where nothing was written down
+//! ([`super::resume`]), or of another ring.
 //!
 //! QEMU has no inflight region for network devices, and of a packed ring it does not know where its backend was: after a lost
 //! connection it gives a base from long ago (`virtio_queue_packed_restore_last_avail_idx` of hw/virtio/virtio.c is empty;

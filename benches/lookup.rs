@@ -11,7 +11,7 @@ use encap::field::{EtherType, IpProto, MacAddr};
 use flowtable::action::Action;
 use flowtable::exact::ExactCache;
 use flowtable::field::{Field, L4Port};
-use flowtable::flow::{Birth, Decision, Flow, FlowRef};
+use flowtable::flow::{Birth, Decision, Flow, FlowRef, Seat};
 use flowtable::id::PortId;
 use flowtable::intern::Interner;
 use flowtable::key::FlowKey;
@@ -206,7 +206,12 @@ fn ask(keys: &[FlowKey; BATCH], exact: &mut ExactCache, reader: &Reader) {
     let awake = exact.is_awake(BATCH);
     if awake {
         hashes.iter_mut().zip(keys).for_each(|(hash, key)| *hash = reader.hash(key));
-        exact.get_each((keys, &hashes), (GENERATION, 0), &mut wanted, |at, flow| found[at] = Some(flow));
+        exact.get_each(
+            (keys, &hashes),
+            (GENERATION, Seat { index: 0, pollers: 1 }),
+            &mut wanted,
+            |at, flow| found[at] = Some(flow),
+        );
     }
     reader.lookup_each(keys, wanted, |at, flow| found[at] = Some(flow));
     let flows = found.iter().map(|flow| flow.expect("it is there"));

@@ -9,10 +9,11 @@
 //!   entries of the flow table, count on them and confirm what the same stations are.
 //! * `crossing`: half of each pair is another poller's, so that every frame is handed over. Alone is here what `ports` is alone.
 //!
-//! A processor's cores may share more than we know (hyper-threads, a cache, the clock, a neighbour's virtual machine), so two
-//! controls go along: `separate`, a switch for each thread, which have nothing in common but the process; and `arithmetic`, which
-//! touches no memory. A case that scales as `separate` does shares nothing that costs. That no cache line is written by
-//! one poller and touched by another is what `sharing` shows.
+//! A processor's cores may share more than we know (hyper-threads, a cache, the clock, a neighbour's virtual machine), so controls go
+//! along, which tell what the machine gives: `arithmetic` touches no memory, and `memory` reads and writes lines at random, as many
+//! as a poller with a thousand pairs of stations has to do with, or as do not fit a core's own cache: each thread has its own. That no
+//! cache line is written by one poller and touched by another is what `sharing` shows; that none is beside such a line, which a
+//! processor may fetch along with it, is only to be seen here.
 //!
 //!     cargo bench --bench scaling               60 rounds
 //!     cargo bench --bench scaling -- --quick    12
@@ -22,6 +23,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Barrier, Mutex};
 use std::time::{Duration, Instant};
 
+use dataplane::pktgen::frames::shuffled;
 use dataplane::poller::Poller;
 use dataplane::run::Clock;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -41,6 +43,8 @@ const WINDOW: Duration = Duration::from_millis(10);
 const SUMS: u64 = 10_000;
 /// Flows each way between two ports.
 const FLOWS: [u32; 2] = [1, 1_000];
+/// KiB of lines that a control walks.
+const WALKS: [usize; 2] = [512, 4_096];
 
 /// Who turns in a window.
 #[derive(Debug, Clone, Copy)]
@@ -53,6 +57,37 @@ enum Turn {
 enum Share {
     Forward(Box<Forwarding>),
     Add,
+    Walk(Walk),
+}
+
+/// A line.
+#[derive(Default, Clone)]
+#[repr(align(64))]
+struct Line(u64);
+
+/// Lines of one's own, and an order that no prefetcher guesses.
+struct Walk {
+    lines: Vec<Line>,
+    order: Vec<u32>,
+    at: usize,
+}
+
+impl Walk {
+    /// So many KiB.
+    fn of(kib: usize) -> Walk {
+        let count = kib * 1024 / size_of::<Line>();
+        Walk { lines: vec![Line::default(); count], order: shuffled(count as u32), at: 0 }
+    }
+
+    /// Adds one to the next lines; how many.
+    fn go(&mut self) -> u64 {
+        for _ in 0..SUMS / 10 {
+            self.at = if self.at + 1 < self.order.len() { self.at + 1 } else { 0 };
+            let line = &mut self.lines[self.order[self.at] as usize];
+            line.0 = black_box(line.0 + 1);
+        }
+        SUMS / 10
+    }
 }
 
 /// A poller with what it needs to be turned.
@@ -79,6 +114,11 @@ impl Share {
                     done += (0..SUMS).fold(0, |sum, n| black_box(sum + n % 2)) * 2;
                 }
             }
+            Share::Walk(walk) => {
+                while !stop.load(Ordering::Relaxed) {
+                    done += walk.go();
+                }
+            }
         }
         done
     }
@@ -98,11 +138,6 @@ fn shares(crew: Crew) -> Vec<Share> {
     crew.pollers.into_iter().map(|poller| Share::Forward(Box::new(Forwarding { poller, clock }))).collect()
 }
 
-/// A switch for each thread.
-fn separate(threads: usize, flows: u32) -> Vec<Share> {
-    (0..threads).flat_map(|_| shares(Crew::pairs(1, flows, Ends::Together))).collect()
-}
-
 /// A question, and what each thread does.
 struct Case {
     name: String,
@@ -114,8 +149,11 @@ struct Case {
 fn cases(threads: usize) -> Vec<Case> {
     let own = |name: &str, shares| Case { name: name.into(), shares, alone: None };
     let mut cases = vec![own("arithmetic", (0..threads).map(|_| Share::Add).collect())];
+    for kib in WALKS {
+        let walks = (0..threads).map(|_| Share::Walk(Walk::of(kib)));
+        cases.push(own(&format!("memory/{kib}K"), walks.collect()));
+    }
     for flows in FLOWS {
-        cases.push(own(&format!("separate/{flows}"), separate(threads, flows)));
         let ports = cases.len();
         cases.push(own(&format!("ports/{flows}"), shares(Crew::pairs(threads, flows, Ends::Together))));
         cases.push(own(&format!("queues/{flows}"), shares(Crew::queues(threads, flows))));
@@ -243,7 +281,7 @@ fn main() {
         stage.barrier.wait();
     });
     println!(
-        "{threads} pollers; million a second (frames; additions): each alone, all at once; all over {threads} alone"
+        "{threads} pollers; million a second (frames; additions; lines): each alone, all at once; all over {threads} alone"
     );
     println!("{:14} {:>9} {:>9} {:>9}", "", "alone", "all", "ratio");
     for ((name, _), rounds) in names.iter().zip(&rounds) {

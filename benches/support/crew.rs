@@ -2,7 +2,7 @@
 
 use dataplane::pktgen::frames::shuffled;
 use dataplane::poller::Poller;
-use dataplane::port::Port;
+use dataplane::port::{self, Port};
 use dataplane::run::Clock;
 
 use super::rig::{self, Datagram, Rig, SHORT, bridge, station};
@@ -70,5 +70,5 @@ fn reel([from, to]: [u8; 2], flows: u32) -> Box<dyn Port> {
         Datagram { from, to, flow: n, len: SHORT }.bytes()
     };
     let frames: Vec<Vec<u8>> = shuffled(flows).into_iter().map(frame).collect();
-    Box::new(rig::reel(&frames))
+    port::boxed(rig::reel(&frames))
 }

@@ -13,6 +13,7 @@ use crossbeam::channel::Receiver;
 use crossbeam::utils::CachePadded;
 use flowtable::action::DropReason;
 use flowtable::exact::ExactCache;
+use flowtable::flow::Seat;
 use flowtable::id::PortId;
 use flowtable::key::TunnelFields;
 use flowtable::keys::Keys;
@@ -95,6 +96,8 @@ pub struct Poller {
     revalidator: Revalidator,
     counters: Arc<CachePadded<PollerCounters>>,
     housekept: Instant,
+    /// It receives nothing: frames wait in the rings of their ports.
+    paused: bool,
     /// Room for inner frames, to change places with the wires' when those are decided.
     spare: Option<Box<Inner>>,
     /// The keys of the batch being decided; what is not zero in them is known, so they are kept.
@@ -119,10 +122,11 @@ impl Poller {
             tasks,
             caches,
             exact: ExactCache::new(),
-            reader: shared.megaflows.reader().counting(index),
+            reader: shared.megaflows.reader().counting(Seat { index, pollers: shared.wakers.len() }),
             revalidator: Revalidator::new(max_idle),
             counters: Arc::clone(shared.registry.poller(index)),
             housekept: Instant::ZERO,
+            paused: false,
             spare: None,
             keys: None,
             shared,
@@ -137,7 +141,7 @@ impl Poller {
         self.refresh();
         let mut batch = Batch::new();
         let mut moved = self.receive_parcels(PARCELS);
-        for &place in ready {
+        for &place in if self.paused { &[] } else { ready } {
             self.wires.stopwatch.enter(Stage::Receive);
             if let Some(port) = self.wires.receive(place, &mut batch) {
                 moved += batch.len();
@@ -258,6 +262,16 @@ impl Poller {
         }
         self.revalidator.note(0);
         self.subscriber.acknowledge(snapshot.generation);
+    }
+
+    /// Receives nothing until told to [`resume`](Self::resume); still sends what other pollers hand over.
+    pub fn pause(&mut self) {
+        self.paused = true;
+    }
+
+    /// Receives again.
+    pub fn resume(&mut self) {
+        self.paused = false;
     }
 
     /// Sends all frames that other pollers have handed over until now.

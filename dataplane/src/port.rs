@@ -18,6 +18,7 @@ pub mod xdp;
 
 use std::os::fd::BorrowedFd;
 
+use crossbeam::utils::CachePadded;
 use thiserror::Error;
 
 use crate::batch::Batch;
@@ -79,6 +80,46 @@ pub trait Port: Send {
     /// Gives all chunks that are still in rings back, before the port is dropped.
     fn close(&mut self, frames: &mut FrameCache) {
         let _ = frames;
+    }
+}
+
+/// A queue to be attached, with lines of its own: queues are made one behind the other by who opens a port, and written for each
+/// batch by different pollers, so two must not be neighbours in a line (bench `sharing`).
+pub fn boxed<P: Port + 'static>(queue: P) -> Box<dyn Port> {
+    Box::new(CachePadded::new(queue))
+}
+
+impl<P: Port> Port for CachePadded<P> {
+    fn rx(&mut self, frames: &mut FrameCache, batch: &mut Batch) -> Result<(), PortError> {
+        (**self).rx(frames, batch)
+    }
+
+    fn tx(&mut self, frames: &mut FrameCache, batch: &mut Batch) -> Result<Sent, PortError> {
+        (**self).tx(frames, batch)
+    }
+
+    fn readiness(&self) -> Readiness<'_> {
+        (**self).readiness()
+    }
+
+    fn arm(&mut self) -> bool {
+        (**self).arm()
+    }
+
+    fn disarm(&mut self) {
+        (**self).disarm();
+    }
+
+    fn offloads(&self) -> Offloads {
+        (**self).offloads()
+    }
+
+    fn counters(&mut self) -> Counters {
+        (**self).counters()
+    }
+
+    fn close(&mut self, frames: &mut FrameCache) {
+        (**self).close(frames);
     }
 }
 

@@ -215,7 +215,7 @@ impl Revalidator {
     /// What is to become of the flow at this place; `None` behind the last.
     fn look(&mut self, round: Round, view: View<'_>) -> Option<Verdict> {
         let flow = self.flows.get(round.at)?;
-        self.flows.get(round.at + AHEAD).into_iter().for_each(|flow| FlowRef::from(flow).prefetch(0));
+        self.flows.get(round.at + AHEAD).into_iter().for_each(|next| FlowRef::from(next).prefetch_as(flow));
         Some(match flow.generation() {
             DEAD => Verdict::Remove,
             _ if round.upkeep && view.now.since(flow.last_use()) > self.max_idle => Verdict::Remove,
@@ -251,9 +251,9 @@ impl Revalidator {
         if !alone && shared.megaflows.remove(flow) == Removed::Busy {
             return false;
         }
-        self.flows.swap_remove(at);
+        let gone = self.flows.swap_remove(at);
         let next = self.flows.len().wrapping_sub(AHEAD);
-        self.flows.get(next).into_iter().for_each(|flow| FlowRef::from(flow).prefetch(0));
+        self.flows.get(next).into_iter().for_each(|next| FlowRef::from(next).prefetch_as(&gone));
         true
     }
 

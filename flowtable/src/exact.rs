@@ -16,7 +16,7 @@ use std::cell::Cell;
 use std::num::NonZeroU32;
 
 use crate::blocks::prefetch;
-use crate::flow::{DEAD, Flow, FlowRef};
+use crate::flow::{DEAD, Flow, FlowRef, Seat};
 use crate::key::FlowKey;
 use crate::places::Places;
 
@@ -117,12 +117,12 @@ impl ExactCache {
     }
 
     /// As [`ExactCache::get`], for all of `keys` that are `wanted`, with their hashes; those found come one by one, with
-    /// their place. Memory, the counters of `poller` too, is asked for before it is needed.
+    /// their place. Memory, the counters at this seat too, is asked for before it is needed.
     #[inline]
     pub fn get_each<'c>(
         &'c self,
         (keys, hashes): (&[FlowKey], &[u64; Places::MAX]),
-        (generation, poller): (u64, usize),
+        (generation, seat): (u64, Seat),
         wanted: &mut Places,
         mut found: impl FnMut(usize, FlowRef<'c>),
     ) {
@@ -133,7 +133,7 @@ impl ExactCache {
         }
         for place in *wanted {
             let candidate = self.candidate(hashes[place]);
-            candidate.into_iter().for_each(|flow| flow.prefetch(poller));
+            candidate.into_iter().for_each(|flow| flow.prefetch(seat));
             candidates[place] = candidate;
         }
         for place in *wanted {
@@ -230,6 +230,8 @@ mod tests {
         Flow::new(&key(n), decision, birth)
     }
 
+    const ALONE: Seat = Seat { index: 0, pollers: 1 };
+
     fn insert(cache: &mut ExactCache, n: u64) -> Flow {
         let flow = flow(n);
         cache.insert(key(n).hash(), || flow.clone());
@@ -324,8 +326,9 @@ mod tests {
         let hashes: [u64; 32] = std::array::from_fn(|n| keys[n].hash());
         let (mut wanted, mut found) = (Places::first(32), Vec::new());
         wanted.remove(0);
-        cache
-            .get_each((&keys, &hashes), (7, 0), &mut wanted, |place, flow| found.push((place, flow.share())));
+        cache.get_each((&keys, &hashes), (7, ALONE), &mut wanted, |place, flow| {
+            found.push((place, flow.share()))
+        });
         let expected: Vec<_> = (2..).zip(&flows[2..]).map(|(n, flow)| (3 * n, flow.clone())).collect();
         assert_eq!(found, expected);
         assert!(wanted.eq((1..32).filter(|place| place % 3 != 0 || *place == 3)));

@@ -1,16 +1,19 @@
 //! A flow: key under mask, what to do, what to remember, how much it was used, and how current it is.
 //!
-//! A million of them shall fit in a few hundred megabytes and cost a frame few cache misses, so a flow is one block of
-//! cache lines, which [`Flow`] counts the users of as an `Arc` does:
+//! A million of them shall fit in a few hundred megabytes and cost a frame few cache misses, so a flow is one row of a table,
+//! which [`Flow`] counts the users of as an `Arc` does:
 //!
-//! | line | what |
+//! | part | what |
 //! | --- | --- |
-//! | first | what a hit reads: generation, key, what to do with the frame |
-//! | second | what poller 0 writes: its counters; and what no frame asks for |
-//! | one for each other poller | its counters: no two pollers write the same line |
-//! | after these | words of the key that the first has no room for |
+//! | a line | what a hit reads: generation, key, what to do with the frame |
+//! | a column for each poller | its counters: no two pollers write the same line, nor one beside it |
+//! | one | what no frame asks for |
+//! | after these | words of the key that the line has no room for |
 //!
-//! Of the key there are only the words that are not zero, three in the first line: what switching looks at, with or without a
+//! One poller alone has nobody to keep away from: then line and columns are one block, and the processor, which fetches
+//! the second line with the first, saves it a twentieth (bench `forward`, l2/1000).
+//!
+//! Of the key there are only the words that are not zero, three in the line: what switching looks at, with or without a
 //! tag. What flows have in common is shared ([`Interner`]): the mask, lists of actions, effects.
 //!
 //! A switched flow is 128 bytes; it was five allocations and 600 bytes, of which a hit needed five lines in as many pages. A
@@ -35,7 +38,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 pub(crate) use self::actions::Actions;
 pub use self::stats::{FlowStats, FlowTotals};
 use crate::action::{Action, Effect};
-use crate::blocks::{self, prefetch};
+use crate::blocks::{self, COLUMN, COLUMNS_MAX, prefetch};
 use crate::grounds::Grounds;
 use crate::id::PortId;
 use crate::intern::Interner;
@@ -73,7 +76,7 @@ pub const fn dependency(hash: u64) -> u64 {
 pub const DEAD: u64 = 0;
 
 /// The most pollers that can count on a flow.
-pub const MAX_POLLERS: usize = 1024;
+pub const MAX_POLLERS: usize = 1000;
 
 /// What all flows of one mask have in common.
 #[derive(Debug)]
@@ -95,19 +98,18 @@ impl Shape {
         self.mask == *mask && self.pollers == pollers
     }
 
-    /// Bytes of a flow that stores so many words.
-    fn bytes(&self, stored: u32) -> usize {
-        let words = (stored as usize).saturating_sub(INLINE) * size_of::<u64>();
-        size_of::<Head>() + (self.pollers - 1) * LINE + words
+    /// Columns of a flow that stores so many words. First come the pollers', then that for the notes.
+    fn columns(&self, stored: u32) -> usize {
+        let words = (stored as usize).saturating_sub(INLINE);
+        self.pollers + 1 + words.div_ceil(COLUMN_WORDS)
     }
 }
 
-/// Bytes of a cache line.
-const LINE: usize = 64;
-/// Words of the key in the first line.
+/// Words of the key in the line, and in each column that has some.
 const INLINE: usize = 3;
+const COLUMN_WORDS: usize = COLUMN / size_of::<u64>();
 
-/// The first two lines of a flow.
+/// The line of a flow.
 #[repr(C, align(64))]
 pub(crate) struct Head {
     generation: AtomicU64,
@@ -118,20 +120,42 @@ pub(crate) struct Head {
     actions: Actions,
     /// The first of them.
     words: [u64; INLINE],
-    stats: FlowStats,
+}
+
+/// What no frame asks for.
+struct Notes {
     effects: Option<Arc<Box<[Effect]>>>,
     depends: u64,
     rests_on: Grounds,
 }
 
-const _: () = assert!(size_of::<Actions>() == 16 && std::mem::offset_of!(Head, stats) == LINE);
-const _: () = assert!(size_of::<Head>() == 2 * LINE);
+const _: () = assert!(size_of::<Actions>() == 16 && size_of::<Head>() == 64);
+const _: () = assert!(size_of::<Notes>() == COLUMN && size_of::<FlowStats>() == COLUMN);
+const _: () = assert!(MAX_POLLERS + 1 + WORDS.div_ceil(COLUMN_WORDS) <= COLUMNS_MAX);
 
 /// What a flow owns may go from thread to thread; the compiler cannot see it behind the pointers.
 const _: () = {
     const fn is_shared<T: Send + Sync>() {}
     is_shared::<(Arc<Shape>, Arc<[Action]>, Arc<Box<[Effect]>>)>();
 };
+
+/// Who counts on a flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seat {
+    /// Which poller.
+    pub index: usize,
+    /// Of how many, those that the flows were made for.
+    pub pollers: usize,
+}
+
+/// Where a column of a flow for so many pollers is. Reads nothing.
+#[inline]
+fn column(flow: NonNull<Head>, pollers: usize, column: usize) -> *const u8 {
+    match pollers {
+        1 => flow.as_ptr().cast_const().wrapping_add(1).cast::<u8>().wrapping_add(column * COLUMN),
+        _ => blocks::column(flow.as_ptr(), column),
+    }
+}
 
 /// A cached decision, or rather a share of it: clones are the same flow.
 #[repr(transparent)]
@@ -164,8 +188,11 @@ impl Flow {
         let (used, shares) = (AtomicU64::new(birth.now.as_nanos()), AtomicU32::new(1));
         let stats = FlowStats { used, shares, ..FlowStats::default() };
         let pollers = shape.pollers;
-        let at = blocks::allocate(shape.bytes(stored.count_ones())).cast::<Head>();
-        let flow = Flow(at);
+        let columns = shape.columns(stored.count_ones());
+        let flow = Flow(match pollers {
+            1 => blocks::allocate(size_of::<Head>() + columns * COLUMN).cast(),
+            _ => blocks::allocate_row(columns).cast(),
+        });
         let [a, b, c, more @ ..] = words;
         let head = Head {
             generation: AtomicU64::new(birth.generation),
@@ -174,32 +201,45 @@ impl Flow {
             stored,
             actions,
             words: [a, b, c],
-            stats,
-            effects,
-            depends,
-            rests_on,
         };
         let more = &more[..(stored.count_ones() as usize).saturating_sub(INLINE)];
-        // SAFETY: the block has room for the head, a line for each other poller and these words, and is ours alone.
+        // SAFETY: the row has a column for the notes, one for each poller and enough for these words, each aligned to its
+        // size, and is ours alone.
         unsafe {
-            at.write(head);
-            (1..pollers).for_each(|poller| flow.line(poller).cast::<FlowStats>().write(FlowStats::default()));
-            flow.line(pollers).cast::<u64>().copy_from_nonoverlapping(NonNull::from(more).cast(), more.len());
+            flow.0.write(head);
+            flow.column::<FlowStats>(0).write(stats);
+            (1..pollers).for_each(|poller| flow.column::<FlowStats>(poller).write(FlowStats::default()));
+            flow.column::<Notes>(pollers).write(Notes { effects, depends, rests_on });
+            for (n, words) in more.chunks(COLUMN_WORDS).enumerate() {
+                let to = flow.column::<u64>(pollers + 1 + n);
+                to.copy_from_nonoverlapping(words.as_ptr(), words.len());
+            }
         }
         flow
     }
 
-    /// The line of counters of a poller; behind that of the last, the words that did not fit the first line.
+    /// Where a column is; it depends on the shape, and the words stored, which there are.
     #[inline]
-    fn line(&self, poller: usize) -> NonNull<u8> {
-        // SAFETY: the block has a line for each poller beside the first, and it is in bounds to point just behind it.
-        unsafe { self.0.cast::<u8>().add((1 + poller) * LINE) }
+    fn column<T>(&self, column: usize) -> *mut T {
+        self::column(self.0, self.head().shape.pollers, column).cast_mut().cast()
     }
 
     #[inline]
     fn head(&self) -> &Head {
-        // SAFETY: the block is not freed before the last user is gone, and only counters in it change.
+        // SAFETY: the row is not freed before the last user is gone, and only counters in it change.
         unsafe { self.0.as_ref() }
+    }
+
+    #[inline]
+    fn notes(&self) -> &Notes {
+        // SAFETY: as of the head. Each flow has this column.
+        unsafe { &*self.column(self.head().shape.pollers) }
+    }
+
+    /// How many shares there are; with poller 0's counters, for there is room.
+    #[inline]
+    fn share_count(&self) -> &AtomicU32 {
+        &self.stats(0).shares
     }
 
     /// Word `n` of those stored.
@@ -210,8 +250,9 @@ impl Flow {
             Some(word) => *word,
             None => {
                 debug_assert!(n < head.stored.count_ones() as usize);
+                let (column, at) = ((n - INLINE) / COLUMN_WORDS, (n - INLINE) % COLUMN_WORDS);
                 // SAFETY: callers count the bits of `stored`, so the word is there.
-                unsafe { self.line(head.shape.pollers).cast::<u64>().add(n - INLINE).read() }
+                unsafe { self.column::<u64>(head.shape.pollers + 1 + column).add(at).read() }
             }
         }
     }
@@ -265,19 +306,19 @@ impl Flow {
 
     /// What is remembered because of it.
     pub fn effects(&self) -> &[Effect] {
-        self.head().effects.as_deref().map_or(&[], |effects| effects)
+        self.notes().effects.as_deref().map_or(&[], |effects| effects)
     }
 
     /// Which learned entries were looked up: [`Decision::depends`].
     #[inline]
     pub fn depends(&self) -> u64 {
-        self.head().depends
+        self.notes().depends
     }
 
     /// What of the configuration was looked at: [`Decision::rests_on`].
     #[inline]
     pub fn rests_on(&self) -> Grounds {
-        self.head().rests_on
+        self.notes().rests_on
     }
 
     /// Where its frames come in: the port whose budget pays for it.
@@ -333,8 +374,8 @@ impl Flow {
     #[inline]
     pub fn stats(&self, index: usize) -> &FlowStats {
         assert!(index < self.head().shape.pollers, "poller {index} is one too many");
-        // SAFETY: the line is there, and holds such counters.
-        unsafe { self.line(index).cast::<FlowStats>().as_ref() }
+        // SAFETY: the column is there, and holds such counters.
+        unsafe { &*self.column(index) }
     }
 
     fn all_stats(&self) -> impl Iterator<Item = &FlowStats> {
@@ -363,7 +404,7 @@ impl Flow {
 
     /// How many shares of it there are, the table's and its limbo's too.
     pub fn shares(&self) -> usize {
-        self.head().stats.shares.load(Ordering::Acquire) as usize
+        self.share_count().load(Ordering::Acquire) as usize
     }
 
     /// The address of the flow, for a link that keeps this share.
@@ -385,7 +426,7 @@ impl Flow {
 impl Clone for Flow {
     fn clone(&self) -> Self {
         // As `Arc`: who has one share may make others, and there are never so many that the count wraps.
-        if self.head().stats.shares.fetch_add(1, Ordering::Relaxed) > u32::MAX / 2 {
+        if self.share_count().fetch_add(1, Ordering::Relaxed) > u32::MAX / 2 {
             std::process::abort();
         }
         Flow(self.0)
@@ -394,16 +435,21 @@ impl Clone for Flow {
 
 impl Drop for Flow {
     fn drop(&mut self) {
-        if self.head().stats.shares.fetch_sub(1, Ordering::Release) != 1 {
+        if self.share_count().fetch_sub(1, Ordering::Release) != 1 {
             return;
         }
         fence(Ordering::Acquire); // what others did with it is over
-        let bytes = self.head().shape.bytes(self.head().stored.count_ones());
-        // SAFETY: this was the last share. The head is dropped once, and the block, of which the rest needs no drop, was
-        // allocated with this size.
+        let columns = self.head().shape.columns(self.head().stored.count_ones());
+        let pollers = self.head().shape.pollers;
+        // SAFETY: this was the last share. Notes and head are dropped once, and the row, of which the rest needs no drop, was
+        // allocated for so many pollers with so many columns.
         unsafe {
+            self.column::<Notes>(pollers).drop_in_place();
             self.0.drop_in_place();
-            blocks::free(self.0.cast(), bytes);
+            match pollers {
+                1 => blocks::free(self.0.cast(), size_of::<Head>() + columns * COLUMN),
+                _ => blocks::free_row(self.0.cast(), columns),
+            }
         }
     }
 }
@@ -453,9 +499,17 @@ impl<'r> FlowRef<'r> {
 
     /// Asks for the memory that a hit of this poller takes.
     #[inline]
-    pub fn prefetch(self, poller: usize) {
+    pub fn prefetch(self, seat: Seat) {
         prefetch(self.at.as_ptr());
-        prefetch(self.at.as_ptr().cast::<u8>().wrapping_add((1 + poller) * LINE));
+        prefetch(column(self.at, seat.pollers, seat.index));
+    }
+
+    /// Asks for the memory that upkeep takes, of a flow for as many pollers as `other` is.
+    #[inline]
+    pub fn prefetch_as(self, other: &Flow) {
+        let pollers = other.head().shape.pollers;
+        self.prefetch(Seat { index: 0, pollers });
+        prefetch(column(self.at, pollers, pollers));
     }
 }
 

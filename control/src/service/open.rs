@@ -6,7 +6,7 @@ use std::time::Duration;
 use dataplane::frame::FramePool;
 use dataplane::port::netdev::{Admin, Netdev};
 use dataplane::port::tap::{self, TapConfig};
-use dataplane::port::{Port, host, packet, xdp};
+use dataplane::port::{self, Port, host, packet, xdp};
 use flowtable::id::PortId;
 
 use super::descriptors;
@@ -81,7 +81,7 @@ fn netdev(want: &Attachment, pool: &Arc<FramePool>, patience: Duration) -> Resul
 }
 
 fn boxed<P: Port + 'static>(queues: Vec<P>) -> Vec<Box<dyn Port>> {
-    queues.into_iter().map(|queue| Box::new(queue) as Box<dyn Port>).collect()
+    queues.into_iter().map(port::boxed).collect()
 }
 
 fn internal(want: &Attachment) -> Result<Opened, String> {

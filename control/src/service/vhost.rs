@@ -12,9 +12,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use dataplane::port::Port;
 use dataplane::port::vhost::places::Places;
 use dataplane::port::vhost::{Request, Role, Status, VhostUser};
+use dataplane::port::{self, Port};
 use dataplane::virtio::features::Features;
 use flowtable::id::PortId;
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -166,7 +166,7 @@ impl Guests {
     /// The queues of a VM whose driver runs. Those given before are dead from then on.
     pub fn open(&self, id: PortId) -> Opened {
         let Some(session) = self.sessions.get(&id) else { return opened(Vec::new(), Features::NONE) };
-        let queues = session.port.queues().into_iter().map(|queue| Box::new(queue) as Box<dyn Port>);
+        let queues = session.port.queues().into_iter().map(port::boxed);
         opened(queues.collect(), session.port.status().features)
     }
 

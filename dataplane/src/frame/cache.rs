@@ -26,9 +26,9 @@ pub struct FrameCache {
 }
 
 impl FrameCache {
-    /// A stock, empty at first.
+    /// A stock, empty at first. Memory for it is taken by the thread that uses it, beside other things of that thread.
     pub fn new(pool: Arc<FramePool>) -> Self {
-        FrameCache { pool, small: Vec::with_capacity(CACHE_MAX + BATCH), big: Vec::new() }
+        FrameCache { pool, small: Vec::new(), big: Vec::new() }
     }
 
     /// The pool behind it.
@@ -224,6 +224,7 @@ impl FrameCache {
     /// Takes small chunks from the pool; false if it has none.
     #[cold]
     fn stock_up(&mut self) -> bool {
+        self.small.reserve(CACHE_MAX + BATCH);
         self.small.extend((0..CACHE_STEP).map_while(|_| self.pool.free_small.pop()));
         !self.small.is_empty()
     }

@@ -35,7 +35,7 @@ impl Poller {
         let asks_exact = self.exact.is_awake(heads.len());
         if asks_exact {
             heads.for_each(|place| hashes[place] = self.reader.hash(&keys[place]));
-            let current = (generation, self.index);
+            let current = (generation, self.reader.seat());
             self.exact.get_each((keys, &hashes), current, &mut unknown, |place, flow| {
                 flows[place] = Some(flow);
             });

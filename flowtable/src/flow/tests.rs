@@ -31,14 +31,17 @@ proptest! {
     fn a_flow_tells_what_it_was_made_of(key in words(), mask in words(), pollers in 1usize..40) {
         let (key, mask) = (FlowKey(key), Mask(mask));
         let decision = decision(mask, &[Action::PopVlan, Action::Output(PortId(9))]);
-        let flow = Flow::new(&key, decision.clone(), birth(pollers));
-        prop_assert_eq!(flow.key(), key.masked(&mask));
-        prop_assert_eq!(flow.decision(), decision.clone());
-        prop_assert!(flow.is_by(&decision));
-        prop_assert!(flow.matches(&key));
-        (0..pollers).for_each(|i| flow.stats(i).add(1, i as u64, 1 << (i % 9), Instant::from_nanos(i as u64)));
-        prop_assert_eq!(flow.totals().frames, pollers as u64);
-        prop_assert_eq!((flow.key(), flow.generation()), (key.masked(&mask), 1), "nothing overlaps");
+        let flows = [(); 3].map(|()| Flow::new(&key, decision.clone(), birth(pollers)));
+        let add = |n: usize, stats: &FlowStats| stats.add(1, n as u64, 1 << (n % 9), Instant::from_nanos(n as u64));
+        flows.iter().for_each(|flow| (0..pollers).for_each(|i| add(i, flow.stats(i))));
+        for flow in &flows {
+            prop_assert_eq!((flow.key(), flow.generation()), (key.masked(&mask), 1), "nothing overlaps");
+            prop_assert_eq!(flow.decision(), decision.clone());
+            prop_assert!(flow.is_by(&decision));
+            prop_assert!(flow.matches(&key));
+            prop_assert_eq!((flow.totals().frames, flow.shares()), (pollers as u64, 1));
+            prop_assert_eq!(flow.totals().bytes, (pollers * (pollers - 1) / 2) as u64);
+        }
     }
 
     #[test]
@@ -48,6 +51,17 @@ proptest! {
         let flow = Flow::new(&key, decision(mask, &[Action::PopVlan]), birth(1));
         prop_assert_eq!(flow.matches(&other), key.masked(&mask) == other.masked(&mask));
     }
+}
+
+#[test]
+fn counters_of_a_poller_are_next_to_nothing_that_another_touches() {
+    let flows = [(); 64]
+        .map(|()| Flow::new(&FlowKey::default(), decision(Mask::EMPTY, &[Action::PopVlan]), birth(2)));
+    let line = |stats: &FlowStats| std::ptr::from_ref(stats).addr() / 64;
+    let own: Vec<usize> = flows.iter().map(|flow| line(flow.stats(0))).collect();
+    let others = flows.iter().flat_map(|flow| [line(flow.stats(1)), flow.0.addr().get() / 64]);
+    let near = others.filter(|other| own.iter().any(|own| own.abs_diff(*other) <= 1)).count();
+    assert!(near < flows.len() / 4, "{near}: columns of a table meet at their ends only");
 }
 
 #[test]

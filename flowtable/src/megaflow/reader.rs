@@ -10,7 +10,7 @@ use super::Megaflows;
 use super::heads::Looks;
 use super::subtable::{SHARDS, Subtable};
 use crate::epoch::Member;
-use crate::flow::{Flow, FlowRef};
+use crate::flow::{Flow, FlowRef, Seat};
 use crate::key::FlowKey;
 use crate::places::Places;
 use crate::sync::Ordering;
@@ -37,7 +37,7 @@ pub struct Reader {
     hits: Box<[Cell<u32>]>,
     lookups: Cell<u32>,
     /// Whose counters a hit will change.
-    poller: usize,
+    seat: Seat,
 }
 
 /// The most words of a key that are hashed one by one: all of them in a row, without a look at which they are, cost as much
@@ -59,14 +59,29 @@ impl Reader {
         let member = table.epoch.join();
         let hits = vec![Cell::new(0); table.slots.len()].into();
         let (order, looks, lookups) = (Vec::new(), Looks::of(iter::empty()), Cell::new(0));
-        let mut reader = Reader { table, member, version: 0, order, looks, hits, lookups, poller: 0 };
+        let mut reader = Reader {
+            table,
+            member,
+            version: 0,
+            order,
+            looks,
+            hits,
+            lookups,
+            seat: Seat { index: 0, pollers: 1 },
+        };
         reader.rank();
         reader
     }
 
-    /// For the poller with this index, which counts on the flows that it finds.
-    pub fn counting(self, poller: usize) -> Self {
-        Reader { poller, ..self }
+    /// For a poller that counts on the flows that it finds.
+    pub fn counting(self, seat: Seat) -> Self {
+        Reader { seat, ..self }
+    }
+
+    /// Where it counts.
+    #[inline]
+    pub fn seat(&self) -> Seat {
+        self.seat
     }
 
     /// The flow that matches `key`.
@@ -103,7 +118,7 @@ impl Reader {
             }
             let Some(subtable) = self.subtable(slot) else { continue };
             let before = wanted.len();
-            subtable.find_each((keys, self.poller), &mut wanted, &mut found);
+            subtable.find_each((keys, self.seat), &mut wanted, &mut found);
             let hits = self.hits[slot].get().saturating_add((before - wanted.len()) as u32);
             self.hits[slot].set(hits);
         }

@@ -26,7 +26,7 @@ use std::ptr::NonNull;
 use super::buckets::{Buckets, Link, Shard, holding};
 use crate::blocks::prefetch;
 use crate::epoch::Limbo;
-use crate::flow::{Flow, FlowRef, Shape};
+use crate::flow::{Flow, FlowRef, Seat, Shape};
 use crate::key::FlowKey;
 use crate::mask::Mask;
 use crate::places::Places;
@@ -169,12 +169,12 @@ impl Subtable {
 
     /// Looks up those of the keys that are `wanted`, gives what it finds to `found`, and leaves the rest wanted.
     ///
-    /// The memory that all of them need, the counters of `poller` too, is asked for before any of it is looked at: the
+    /// The memory that all of them need, the counters at this seat too, is asked for before any of it is looked at: the
     /// latencies overlap.
     #[inline]
     pub(super) fn find_each<'s>(
         &'s self,
-        (keys, poller): (&[FlowKey], usize),
+        (keys, seat): (&[FlowKey], Seat),
         wanted: &mut Places,
         mut found: impl FnMut(usize, FlowRef<'s>),
     ) {
@@ -191,7 +191,7 @@ impl Subtable {
         let mut candidates = [None; Places::MAX];
         for place in likely {
             let candidate = self.shard(hashes[place]).and_then(|shard| shard.candidate(hashes[place] as u32));
-            candidate.into_iter().for_each(|flow| flow.prefetch(poller));
+            candidate.into_iter().for_each(|flow| flow.prefetch(seat));
             candidates[place] = candidate;
         }
         for place in likely {

@@ -95,6 +95,8 @@ pub struct Poller {
     revalidator: Revalidator,
     counters: Arc<CachePadded<PollerCounters>>,
     housekept: Instant,
+    /// It receives nothing: frames wait in the rings of their ports.
+    paused: bool,
     /// Room for inner frames, to change places with the wires' when those are decided.
     spare: Option<Box<Inner>>,
     /// The keys of the batch being decided; what is not zero in them is known, so they are kept.
@@ -123,6 +125,7 @@ impl Poller {
             revalidator: Revalidator::new(max_idle),
             counters: Arc::clone(shared.registry.poller(index)),
             housekept: Instant::ZERO,
+            paused: false,
             spare: None,
             keys: None,
             shared,
@@ -137,7 +140,7 @@ impl Poller {
         self.refresh();
         let mut batch = Batch::new();
         let mut moved = self.receive_parcels(PARCELS);
-        for &place in ready {
+        for &place in if self.paused { &[] } else { ready } {
             self.wires.stopwatch.enter(Stage::Receive);
             if let Some(port) = self.wires.receive(place, &mut batch) {
                 moved += batch.len();
@@ -258,6 +261,16 @@ impl Poller {
         }
         self.revalidator.note(0);
         self.subscriber.acknowledge(snapshot.generation);
+    }
+
+    /// Receives nothing until told to [`resume`](Self::resume); still sends what other pollers hand over.
+    pub fn pause(&mut self) {
+        self.paused = true;
+    }
+
+    /// Receives again.
+    pub fn resume(&mut self) {
+        self.paused = false;
     }
 
     /// Sends all frames that other pollers have handed over until now.

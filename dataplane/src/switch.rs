@@ -132,7 +132,7 @@ pub struct Switch {
     tasks: Vec<Sender<Task>>,
     published: Mutex<(Published<Snapshot>, publish::Arc<Snapshot>)>,
     /// Which poller has which queue.
-    placement: Arc<Mutex<BTreeMap<(PortId, u16), usize>>>,
+    placement: Mutex<Placement>,
     events: Receiver<Event>,
     stop: Arc<AtomicBool>,
     threads: Mutex<Vec<JoinHandle<()>>>,
@@ -208,7 +208,7 @@ impl Switch {
             shared,
             tasks,
             published: Mutex::new((published, first)),
-            placement: Arc::default(),
+            placement: Mutex::default(),
             events: event_receiver,
             stop: Arc::default(),
             threads: Mutex::default(),
@@ -272,39 +272,41 @@ impl Switch {
         self.shared.registry.forget(port);
     }
 
-    /// Moves a queue to the poller on `core` while frames flow.
+    /// Moves a queue to the poller on `core` while frames flow. We lose none, and none overtakes another: from before the
+    /// first poller knows of the move until after the last one does, nobody receives, and what was under way between
+    /// pollers leaves first. Frames wait in the rings of their ports meanwhile, as far as there is room, for as long as
+    /// the slowest poller takes to turn a few times.
     ///
     /// # Errors
     /// [`PlaceError`].
     pub fn place(&self, port: PortId, queue: u16, core: usize) -> Result<(), PlaceError> {
         let to = self.poller_on(core).ok_or(PlaceError::NoPoller(core))?;
-        let from = self.lock_placement().insert((port, queue), to);
-        let Some(from) = from else {
-            self.lock_placement().remove(&(port, queue));
-            return Err(PlaceError::NoQueue { port, queue });
-        };
+        // Held to the end: one move at a time.
+        let mut placement = self.lock_placement();
+        let place = placement.get_mut(&(port, queue)).ok_or(PlaceError::NoQueue { port, queue })?;
+        let from = std::mem::replace(place, to);
         if from == to {
             return Ok(());
         }
-        // The queue travels as a task of its new owner. Until it is there, frames for it that reach the
-        // old owner are sent after it.
+        self.tell_all(Poller::pause);
+        self.tell_all(Poller::send_parcels);
+        // The queue travels as a task of its new owner.
         let (next, waker) = (self.tasks[to].clone(), Arc::clone(&self.shared.wakers[to]));
         self.tell(from, move |p| {
-            let moved = p.wires.place_of(port, queue).and_then(|place| p.wires.take_queue(place));
-            if !p.wires.route_own(port) {
-                p.wires.set_route(port, Route::Via(to));
-            }
-            if let Some(moved) = moved {
-                let _ = next.send(Box::new(move |p: &mut Poller| {
-                    p.know(port);
-                    p.wires.add_queue(moved);
-                    p.wires.route_own(port);
-                }));
-                waker.wake();
-            }
+            let Some(moved) = p.wires.place_of(port, queue).and_then(|place| p.wires.take_queue(place))
+            else {
+                return;
+            };
+            let _ = next.send(Box::new(move |p: &mut Poller| {
+                p.know(port);
+                p.wires.add_queue(moved);
+                p.wires.route_own(port);
+            }));
+            waker.wake();
         });
         self.barrier();
-        self.route(port, self.owners(port));
+        self.route(port, owners(&placement, port));
+        self.tell_all(Poller::resume);
         Ok(())
     }
 
@@ -461,11 +463,6 @@ impl Switch {
         (0..self.tasks.len()).min_by_key(load).unwrap_or(0)
     }
 
-    /// The pollers that have a queue of the port, by queue.
-    fn owners(&self, port: PortId) -> Vec<usize> {
-        self.lock_placement().iter().filter(|((p, _), _)| *p == port).map(|(_, poller)| *poller).collect()
-    }
-
     /// Tells every poller how to reach the port: by queues of its own, else through one of the owners.
     fn route(&self, port: PortId, owners: Vec<usize>) {
         self.tell_all(move |p| {
@@ -513,7 +510,7 @@ impl Switch {
         self.published.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn lock_placement(&self) -> MutexGuard<'_, BTreeMap<(PortId, u16), usize>> {
+    fn lock_placement(&self) -> MutexGuard<'_, Placement> {
         self.placement.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -532,6 +529,14 @@ impl Drop for Switch {
             }
         }
     }
+}
+
+/// Which poller has each queue.
+type Placement = BTreeMap<(PortId, u16), usize>;
+
+/// The pollers that have a queue of the port, by queue.
+fn owners(placement: &Placement, port: PortId) -> Vec<usize> {
+    placement.iter().filter(|((p, _), _)| *p == port).map(|(_, poller)| *poller).collect()
 }
 
 /// A ring from every poller to every other: what each sends by, and what each receives from.

@@ -13,12 +13,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-from . import guests, idle, machine, pipeline, report, wires
+from . import guests, idle, machine, machines, pipeline, report, wires
 from .duel import Bench, Case, play, say
 from .jobs import Failed
 
 ROOT = Path(__file__).resolve().parents[2]
-GROUPS = (pipeline, guests, wires, idle)
+GROUPS = (pipeline, guests, machines, wires, idle)
 
 
 def arguments() -> argparse.Namespace:

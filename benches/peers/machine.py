@@ -39,7 +39,7 @@ class Cores:
 PROGRAMS = {
     "ovs-vsctl": "openvswitch-switch", "ovsdb-server": "openvswitch-common", "dpdk-testpmd": "dpdk-dev",
     "ethtool": "ethtool", "iperf3": "iperf3", "ip": "iproute2", "clang": "clang",
-    "/usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk": "openvswitch-switch-dpdk",
+    "/usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk": "openvswitch-switch-dpdk", "qemu-system-x86_64": "qemu-system-x86",
 }
 
 

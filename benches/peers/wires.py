@@ -162,6 +162,8 @@ class Tcp(Between):
     """iperf3 over one connection, with the offloads that the switch gets on with."""
 
     apart = True
+    congestion = ""
+    """The kernel's name of the congestion control; empty: the machine's own."""
 
     def __init__(self, bench: Bench, switch: Switch) -> None:
         super().__init__(bench, switch)
@@ -181,7 +183,8 @@ class Tcp(Between):
     def iperf(self, windows: int, seconds: float) -> list[float]:
         """Gbit/s that arrived, window by window."""
         pinned = ("taskset", "-c", self.bench.cores.generator, "timeout", 20 + windows * seconds)
-        text = self.near.run(*pinned, "iperf3", "-c", "10.9.0.2", "-J", "-R", "-i", seconds, "-t",
+        control = ("-C", self.congestion) if self.congestion else ()
+        text = self.near.run(*pinned, "iperf3", "-c", "10.9.0.2", "-J", "-R", *control, "-i", seconds, "-t",
                              max(1, round(windows * seconds + 0.5)))
         found = json.loads(text)
         if "error" in found:
@@ -212,6 +215,12 @@ class HostTcp(Tcp):
             end.ip("link", "set", name, "up")
 
 
+class HostCubic(HostTcp):
+    """With what most kernels have by default."""
+
+    congestion = "cubic"
+
+
 def netdevs() -> list[Switch]:
     """The switches proper."""
     return [SluiceNetdev("afxdp"), SluiceNetdev("afpacket"), Bridge(), OvsNetdev("afxdp"), OvsNetdev("system")]
@@ -219,7 +228,7 @@ def netdevs() -> list[Switch]:
 
 def case(bench: Bench, name: str, test: type[Between], switches: Iterable[Switch]) -> Case:
     figure = {Forward: RATE, Search: SEARCHED, Delay: P50, FirstFrame: P50, FirstByTap: P50, Tcp: GOODPUT,
-              HostTcp: GOODPUT}[test]
+              HostTcp: GOODPUT, HostCubic: GOODPUT}[test]
     rounds = 3 if test is Search else None
     return Case(f"wires/{name}", figure, [test(bench, switch) for switch in switches], rounds)
 
@@ -235,4 +244,5 @@ def cases(bench: Bench) -> list[Case]:
         case(bench, "first-frame-tap", FirstByTap, [SluiceTaps("adaptive"), RelayTaps()]),
         case(bench, "tcp", Tcp, netdevs()),
         case(bench, "tcp-host", HostTcp, [SluiceHost(), BridgeHost(), OvsHost()]),
+        case(bench, "tcp-host-cubic", HostCubic, [SluiceHost(), BridgeHost()]),
     ]

@@ -24,6 +24,8 @@ from .switches import (
 MACS = {"g0": frames.SENDER.hex(":"), "k0": frames.RECEIVER.hex(":")}
 RATE_PPS = 100_000
 """At which latency is measured."""
+AGAIN = 2
+"""How often a trial that lost frames is made again."""
 SEARCHED = Figure("throughput at no loss", "Mpps", less_is_better=False)
 
 
@@ -111,12 +113,13 @@ class Generated(Between):
 
 
 class Search(Generated):
-    """RFC 2544, section 26.1: the highest rate at which no frame of a trial is lost."""
+    """RFC 2544, section 26.1: the highest rate at which no frame of a trial is lost, made up to three times."""
 
     def measure(self, windows: int, seconds: float) -> list[dict[Figure, float]]:
-        found = self.pktgen("--search", "--trial", max(0.5, seconds), "--precision", 0.02)
+        found = self.pktgen("--search", "--trial", max(0.5, seconds), "--precision", 0.02, "--again", AGAIN)
         trials = found["trials"]
-        self.note = "more than the generator offers" if trials[0]["lost"] == 0 else f"{len(trials)} trials"
+        flat_out = sum(trial["lost"] > 0 for trial in trials if trial["wished_pps"] is None)
+        self.note = f"{len(trials)} trials" if flat_out == AGAIN + 1 else "all that the generator offers"
         return [{SEARCHED: (found["throughput_pps"] or 0) / 1e6}]
 
 

@@ -44,7 +44,8 @@ impl Snapshot {
         // Another poller may be ahead of us: what newer tables say is of no use to these.
         let publications = self.generation.checked_sub(generation);
         let holds = publications.is_some_and(|n| generation != DEAD && !self.history.concerns(flow, n));
-        holds && flow.confirm(generation, self.generation)
+        // Or somebody else just did.
+        holds && (flow.confirm(generation, self.generation) || flow.generation() == self.generation)
     }
 }
 

@@ -68,7 +68,9 @@ impl Poller {
         let (from, to) = (flow.generation(), view.snapshot.generation);
         let decision = self.revalidator.decide(view, key);
         let holds = is_still_so(&flow, &decision, view, &self.reader) && flow.confirm(from, to);
-        match holds || self.revalidator.amend((&flow, from), &decision, view, &self.reader) {
+        // Another poller may have confirmed or amended it meanwhile: then it holds, too.
+        let holds = holds || self.revalidator.amend((&flow, from), &decision, view, &self.reader);
+        match holds || view.snapshot.holds(&flow) {
             true => Known::Flow(flow),
             false => Known::Stale(flow, decision),
         }

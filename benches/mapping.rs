@@ -3,7 +3,7 @@
 //! So many flows of a VM that is in ten segments, or in one, go through VXLAN tunnels, each with a cached decision; then one
 //! segment gets another VNI, and nine in ten flows rest on nothing that was changed, or all do. Printed are the time from `publish` until the poller works by it (then the command returns, and no
 //! frame leaves with the old number), the time until every cached flow was looked at again, and the frames per second
-//! before, meanwhile, and in the whole first second, when the poller gets as many as it can take. Medians.
+//! before, meanwhile, in the whole first second, and in each tenth of it, when the poller gets as many as it can take. Medians.
 //!
 //! Names are `mapping/case/flows`, the case `renumber` (one segment of ten) or `renumber-all` (the only one); criterion's time is that until every flow was looked at.
 
@@ -26,6 +26,8 @@ const VNIS: [[u32; 10]; 2] = [[1, 2, 3, 4, 5, 6, 7, 8, 9, 10], [1000, 2, 3, 4, 5
 const STEADY: usize = 10_000;
 /// In what time all flows are to be looked at, with a fifth fewer frames at most.
 const SECOND: Duration = Duration::from_secs(1);
+/// Into how many windows it is divided.
+const WINDOWS: usize = 10;
 
 fn overlay(segments: usize, turn: usize) -> Overlay<'static> {
     Overlay { kind: TunnelKind::Vxlan, ids: &VNIS[turn % 2][..segments], vm: "a", wire: "b" }
@@ -47,8 +49,36 @@ struct Change {
     /// Frames per second.
     before: f64,
     meanwhile: f64,
-    /// In the first second after the change.
+    /// In the first second after the change, and in each tenth of it.
     second: f64,
+    tenths: [f64; WINDOWS],
+}
+
+/// Frames that moved since a moment, by windows of time.
+struct Tally {
+    begin: Instant,
+    windows: [usize; WINDOWS],
+}
+
+impl Tally {
+    fn since(begin: Instant) -> Tally {
+        Tally { begin, windows: [0; WINDOWS] }
+    }
+
+    /// Counts frames that moved just now; false when the second is over.
+    fn add(&mut self, moved: usize) -> bool {
+        let window = (self.begin.elapsed().as_nanos() * WINDOWS as u128 / SECOND.as_nanos()) as usize;
+        self.windows.get_mut(window).map(|frames| *frames += moved).is_some()
+    }
+
+    fn all(&self) -> usize {
+        self.windows.iter().sum()
+    }
+
+    /// Frames per second in each window.
+    fn rates(&self) -> [f64; WINDOWS] {
+        self.windows.map(|frames| (frames * WINDOWS) as f64 / SECOND.as_secs_f64())
+    }
 }
 
 impl Busy {
@@ -82,17 +112,20 @@ impl Busy {
         let tables = self.rig.change(&overlay(self.segments, self.changes).config()).tables;
         let begin = Instant::now();
         self.rig.switch.publish(tables);
-        let first = self.rig.turn();
+        let (first, mut tally) = (self.rig.turn(), Tally::since(begin));
         let taken = begin.elapsed();
-        let moved = first + self.rig.catch_up();
+        let (mut moved, mut goes_on) = (first, tally.add(first));
+        while self.rig.poller.has_work() {
+            let now = self.rig.turn();
+            (moved, goes_on) = (moved + now, tally.add(now));
+        }
         let looked_at = begin.elapsed();
         let meanwhile = moved as f64 / looked_at.as_secs_f64();
-        let mut later = 0;
-        while begin.elapsed() < SECOND {
-            later += (0..100).map(|_| self.rig.turn()).sum::<usize>();
+        while goes_on {
+            goes_on = tally.add(self.rig.turn());
         }
-        let second = (moved + later) as f64 / begin.elapsed().as_secs_f64();
-        self.seen.push(Change { taken, looked_at, before, meanwhile, second });
+        let (second, tenths) = (tally.all() as f64 / SECOND.as_secs_f64(), tally.rates());
+        self.seen.push(Change { taken, looked_at, before, meanwhile, second, tenths });
         looked_at
     }
 
@@ -117,12 +150,16 @@ fn renumber(c: &mut Criterion) {
             let ms = |of: fn(&Change) -> Duration| busy.median(|change| of(change).as_secs_f64() * 1e3);
             println!(
                 "mapping/{case}/{flows}: in force after {:.3} ms, all flows looked at after {:.1} ms; \
-                 {:.2} million frames per second before, {:.2} meanwhile, {:.2} in the first second",
+                 {:.2} million frames per second before, {:.2} meanwhile, {:.2} in the first second, by tenths {}",
                 ms(|change| change.taken),
                 ms(|change| change.looked_at),
                 busy.median(|change| change.before) / 1e6,
                 busy.median(|change| change.meanwhile) / 1e6,
                 busy.median(|change| change.second) / 1e6,
+                (0..WINDOWS)
+                    .map(|n| format!("{:.1}", busy.median(|change| change.tenths[n]) / 1e6))
+                    .collect::<Vec<_>>()
+                    .join(" "),
             );
         }
     }

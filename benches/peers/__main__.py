@@ -13,12 +13,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-from . import guests, idle, machine, pipeline, report, wires
+from . import guests, idle, machine, machines, pipeline, report, wires
 from .duel import Bench, Case, play, say
 from .jobs import Failed
 
 ROOT = Path(__file__).resolve().parents[2]
-GROUPS = (pipeline, guests, wires, idle)
+GROUPS = (pipeline, guests, machines, wires, idle)
 
 
 def arguments() -> argparse.Namespace:
@@ -67,12 +67,6 @@ def check(args: argparse.Namespace) -> None:
         raise Failed("\n".join(wrong))
 
 
-def prefer(case: Case) -> None:
-    """Whoever is measured goes before all else on the machine, unless the kernel's own threads work for it, which would
-    be last then."""
-    os.setpriority(os.PRIO_PROCESS, 0, -20 if case.group in ("pipeline", "guests") else 0)
-
-
 def compare(args: argparse.Namespace, bench: Bench, cases: list[Case]) -> int:
     """Plays all cases; what was measured is written after each."""
     about = machine.about()
@@ -82,7 +76,6 @@ def compare(args: argparse.Namespace, bench: Bench, cases: list[Case]) -> int:
     if args.add:
         report.read(bench, args.out, {case.name for case in cases})
     for case in cases:
-        prefer(case)
         try:
             with machine.huge_pages(case.huge_mib(), bench.dir) as bench.huge:
                 play(bench, case)

@@ -15,7 +15,7 @@ from pathlib import Path
 from . import frames
 from .frames import Traffic
 from .jobs import Failed, Room
-from .machine import Cores
+from .machine import Cores, before_others
 from .stats import Figure, Sample, Samples
 
 
@@ -96,9 +96,11 @@ def play(bench: Bench, case: Case) -> None:
     """All rounds of a case; leaves nothing running."""
     say(case.name)
     try:
-        playing = [c for c in case.contestants if attempt(bench, case, c, c.start) is not None]
-        for c in playing:
-            c.pause()
+        playing = []
+        for c in case.contestants:
+            if attempt(bench, case, c, c.start) is not None:
+                playing.append(c)
+                c.pause()
         for number in range(min(case.rounds or bench.rounds, bench.rounds)):
             for c in list(playing) if number % 2 == 0 else playing[::-1]:
                 if attempt(bench, case, c, lambda: turn(bench, case, c, number)) is None:
@@ -126,11 +128,12 @@ def attempt(bench: Bench, case: Case, contestant: Contestant, act) -> bool | Non
 
 def turn(bench: Bench, case: Case, contestant: Contestant, number: int) -> None:
     """Its windows of one round."""
-    contestant.resume()
-    try:
-        found = contestant.measure(bench.windows, bench.seconds)
-    finally:
-        contestant.pause()
+    with before_others():
+        contestant.resume()
+        try:
+            found = contestant.measure(bench.windows, bench.seconds)
+        finally:
+            contestant.pause()
     for window, figures in enumerate(found):
         for figure, value in figures.items():
             bench.samples.append(Sample(case.name, contestant.name, number, window, figure, value))

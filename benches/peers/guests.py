@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from . import sluice, testpmd
+from . import frames, sluice, testpmd
 from .duel import Bench, Case, Contestant
-from .jobs import Room, wait_for
+from .jobs import Room, run, wait_for
 from .net import Namespace
 from .ovs import Huge, Ovs
-from .stats import GOODPUT, LATENCY, RATE, Figure
+from .sluice import SELDOM_PPS, SELDOM_SECONDS
+from .stats import GOODPUT, LATENCY, P50, P99, RATE, Figure
+from .switches import compiled
 
 OVS_MIB = 1024
 """It asks for 262,144 buffers, and takes what there is."""
@@ -136,6 +138,54 @@ class SluicePair(Pair):
         self.daemon.await_ports(2)
 
 
+class First(Contestant):
+    """Latency of a frame that finds the switch asleep: our own driver (`sluice pktgen`) is both guests, and never sleeps."""
+
+    def __init__(self, bench: Bench) -> None:
+        super().__init__("Sluice, adaptive")
+        self.bench = bench
+
+    def start(self) -> None:
+        room = self.room = Room("first")
+        netns = Namespace(room, "sw")
+        self.sockets = [room.dir / f"vh{n}" for n in (0, 1)]
+        ports = ",".join(f'{{ name = "{path.name}", type = "dpdkvhostuserclient", vhost-server-path = "{path}" }}'
+                         for path in self.sockets)
+        stations = ",".join(f'{{ mac = "{mac.hex(":")}", port = "{path.name}" }}'
+                            for mac, path in zip((frames.SENDER, frames.RECEIVER), self.sockets))
+        sluice.Daemon(self.bench, room, netns.name).run(
+            f'[[bridge]]\nname = "br0"\nport = [{ports}]\nfdb = [{stations}]\n', "adaptive")
+
+    def measure(self, windows: int, seconds: float) -> list[dict[Figure, float]]:
+        ends = [f"vhost-user:{path},server" for path in self.sockets]
+        found = []
+        for _ in range(windows):
+            said = sluice.pktgen(self.bench, [
+                "--tx", ends[0], "--rx", ends[1], "--ratep", SELDOM_PPS, "--time", max(SELDOM_SECONDS, seconds),
+                "--core", self.bench.cores.generator])
+            figures, self.note = sluice.delays(said)
+            found.append(figures)
+        return found
+
+
+class Kick(Contestant):
+    """What a guest's kick costs whoever sleeps on it, and nothing else: wake.c."""
+
+    def __init__(self, bench: Bench) -> None:
+        super().__init__("read() that blocks on an eventfd")
+        self.bench = bench
+
+    def start(self) -> None:
+        self.room = Room("wake")
+        self.program = compiled(self.bench, "wake")
+
+    def measure(self, windows: int, seconds: float) -> list[dict[Figure, float]]:
+        cores = self.bench.cores
+        count = round(SELDOM_PPS * max(SELDOM_SECONDS, seconds))
+        lines = [run(self.program, cores.generator, cores.switch, SELDOM_PPS, count) for _ in range(windows)]
+        return [dict(zip((P50, P99), map(float, line.split()))) for line in lines]
+
+
 def cases(bench: Bench) -> list[Case]:
     found = []
     for name, load, figure in (("loop-60", SHORT, RATE), ("loop-1514", LONG, GOODPUT), ("ping-pong", ONE, LATENCY)):
@@ -146,4 +196,5 @@ def cases(bench: Bench) -> list[Case]:
     found.append(Case("guests/mirror-60-vlan", RATE, [
         SluicePair(bench, ONE_SIDED, f", {push}"), SluicePair(bench, MIRROR), OvsPair(bench, ONE_SIDED, push),
         OvsPair(bench, MIRROR, "NORMAL")]))
+    found.append(Case("guests/first-frame", P50, [First(bench), Kick(bench)]))
     return found

@@ -34,11 +34,21 @@ def wait_for(what: str, seconds: float, condition: Callable[[], object]) -> None
         time.sleep(0.1)
 
 
+def follow(pid: int | str = "self") -> None:
+    """Gives a process's session the priority that this process has: the kernel shares a core among sessions first
+    (autogroup, sched(7)), and nice is worth something within one only."""
+    try:
+        Path(f"/proc/{pid}/autogroup").write_text(str(os.getpriority(os.PRIO_PROCESS, 0)))
+    except OSError:
+        pass  # a kernel that does not share so, or one that ended
+
+
 def run(*argv: object, timeout: float = 60) -> str:
     """What a command prints; `Failed` with what it says on standard error."""
     words = [str(a) for a in argv]
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=timeout, check=False)
+        done = subprocess.run(words, capture_output=True, text=True, timeout=timeout, check=False,
+                              start_new_session=True, preexec_fn=follow)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise Failed(f"{' '.join(words[:6])}: {error}") from error
     if done.returncode:
@@ -148,6 +158,7 @@ class Room:
     def resume(self) -> None:
         for job in self.jobs:
             job.check()
+            follow(job.pid)
             job.signal(signal.SIGCONT)
 
     def close(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from itertools import count
 
-from .jobs import Failed, Room, run
+from .jobs import Failed, Room, run, wait_for
 
 SERIAL = count()
 
@@ -40,7 +40,17 @@ def veth(near: tuple[Namespace, str], far: tuple[Namespace, str]) -> None:
     queues = ("numrxqueues", 1, "numtxqueues", 1)
     here.ip("link", "add", a, *queues, "type", "veth", "peer", "name", b, "netns", there.name, *queues)
     for end, name in (near, far):
-        end.try_to("sysctl", "-qw", f"net.ipv6.conf.{name}.disable_ipv6=1")
+        quiet(end, name)
+
+
+def quiet(end: Namespace, name: str) -> None:
+    """Has the kernel say nothing of its own there."""
+    end.try_to("sysctl", "-qw", f"net.ipv6.conf.{name}.disable_ipv6=1")
+
+
+def appears(end: Namespace, name: str) -> None:
+    """Waits for an interface that somebody else makes."""
+    wait_for(f"interface {name}", 10, lambda: end.try_to("ip", "link", "show", name))
 
 
 def offloads(end: Namespace, name: str, state: str) -> None:

@@ -12,6 +12,7 @@ from .stats import CYCLES, RATE, Figure, Ratio, Sample, Spread, compare, number
 TITLES = {
     "pipeline": "Memory to memory",
     "guests": "vhost-user to vhost-user",
+    "machines": "Virtual machine to virtual machine",
     "wires": "veth to veth",
     "idle": "Idle",
 }
@@ -20,6 +21,7 @@ EXPLAIN = {
                 "the sink; frames are allocated and copied in, and freed. Less is better.",
     "guests": "testpmd's virtio-user driver at both ends, on the generator's core. Loops: 512 frames circulate each way "
               "and none may be lost; ping-pong: one frame each way.",
+    "machines": "QEMU without KVM: both machines on the generator's core, the switch on the other.",
     "wires": "Generator and sink on one core, the switch on the other (what the kernel does for them, wherever it does "
              "it).",
     "idle": "Two ports, no traffic.",

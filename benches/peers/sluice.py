@@ -8,9 +8,12 @@ from . import frames
 from .duel import Bench
 from .frames import Traffic
 from .jobs import Failed, Job, Place, Room, run, wait_for
+from .stats import P50, P99, Figure
 
 MANY = 2_000_000
 """Megaflows: more than any case has."""
+SELDOM_PPS, SELDOM_SECONDS = 20, 3.0
+"""So seldom that whoever sleeps when idle is asleep when a frame comes; and for so long, so that some come."""
 
 
 def hexed(mac: bytes) -> str:
@@ -85,6 +88,12 @@ def pktgen(bench: Bench, argv: list[object], netns: str | None = None) -> dict:
         front = ["ip", "netns", "exec", netns, *front]
     text = run(*front, bench.sluice, "--json", "pktgen", *argv, timeout=600)
     return json.loads(text)
+
+
+def delays(found: dict) -> tuple[dict[Figure, float], str]:
+    """Latency as the generator found it, and what is to be said of it."""
+    figures = {P50: found["latency_us"]["p50"], P99: found["latency_us"]["p99"]}
+    return figures, f"{found['lost'] / max(1, found['sent']):.2%} lost"
 
 
 class Daemon:

@@ -8,12 +8,15 @@ from pathlib import Path
 from . import frames, sluice, testpmd
 from .duel import Bench
 from .jobs import Failed, Job, Place, Room, run, wait_for
+from .machine import URGENT, named
 from .net import Namespace
 from .ovs import Ovs
 
 HERE = Path(__file__).parent
 PORTS = ("s0", "s1")
-PLAINLY = {"afxdp": "afxdp", "system": "AF_PACKET", "afpacket": "AF_PACKET"}
+TAPS = ("g0", "k0")
+"""Interfaces that a switch makes itself."""
+PLAINLY = {"afxdp": "afxdp", "system": "AF_PACKET", "afpacket": "AF_PACKET", "internal": "TAP"}
 """What the types of ports are."""
 STATIONS = (frames.SENDER, frames.RECEIVER)
 
@@ -28,6 +31,13 @@ class Switch:
     def start(self, bench: Bench, room: Room, netns: Namespace) -> Job | None:
         """Returns when frames pass; its process, if it has one."""
         raise NotImplementedError
+
+
+def compiled(bench: Bench, name: str) -> Path:
+    """A program of ours in C, compiled for this run."""
+    program = bench.dir / name
+    run("clang", "-O2", "-pthread", "-o", program, HERE / f"{name}.c")
+    return program
 
 
 class Wire(Switch):
@@ -73,17 +83,11 @@ def on_threads(netns: Namespace, device: str, core: int) -> None:
     wait_for(f"a NAPI thread of {device}", 5, lambda: napi_threads(device) - before)
     for pid in napi_threads(device) - before:
         os.sched_setaffinity(pid, {core})
+        os.setpriority(os.PRIO_PROCESS, pid, URGENT)
 
 
 def napi_threads(device: str) -> set[int]:
-    found = set()
-    for comm in Path("/proc").glob("[0-9]*/comm"):
-        try:
-            if comm.read_text().startswith(f"napi/{device}-"):
-                found.add(int(comm.parent.name))
-        except OSError:
-            continue  # it ended
-    return found
+    return {int(comm.parent.name) for comm in Path("/proc").glob("[0-9]*/comm") if named(comm, f"napi/{device}-")}
 
 
 class OvsNetdev(Switch):
@@ -117,15 +121,18 @@ class OvsHost(OvsNetdev):
         self.ports = {"g0": "internal", "s1": "system"}
 
 
-class TestpmdXdp(Switch):
-    """DPDK's bare forwarding between AF_XDP sockets."""
+class Testpmd(Switch):
+    """DPDK's bare forwarding between interfaces, by its driver of this name: af_xdp or af_packet."""
 
-    name = "testpmd af_xdp, no switching"
     offloads = "off"
     huge_mib = 256
 
+    def __init__(self, driver: str) -> None:
+        self.driver = driver
+        self.name = f"testpmd {driver}, no switching"
+
     def start(self, bench: Bench, room: Room, netns: Namespace) -> Job:
-        return testpmd.af_xdp(bench, room, netns.name, PORTS)
+        return testpmd.netdevs(bench, room, netns.name, [f"net_{self.driver}{n},iface={port}" for n, port in enumerate(PORTS)])
 
 
 class XdpFloor(Switch):
@@ -146,11 +153,17 @@ class Relay(Switch):
 
     name = "recv() that blocks, and send()"
     offloads = "off"
+    words = PORTS
 
     def start(self, bench: Bench, room: Room, netns: Namespace) -> Job:
-        program = bench.dir / "relay"
-        run("clang", "-O2", "-o", program, HERE / "relay.c")
-        return room.start(Place(bench.cores.switch, netns.name), program, *PORTS)
+        return room.start(Place(bench.cores.switch, netns.name), compiled(bench, "relay"), *self.words)
+
+
+class RelayTaps(Relay):
+    """The same between two TAP devices that it makes."""
+
+    name = "read() that blocks, and write()"
+    words = ("--tap", *TAPS)
 
 
 class SluiceNetdev(Switch):
@@ -179,3 +192,11 @@ class SluiceHost(SluiceNetdev):
         super().__init__("afpacket")
         self.name = "Sluice TAP and AF_PACKET"
         self.ports = {"g0": "internal", "s1": "afpacket"}
+
+
+class SluiceTaps(SluiceNetdev):
+    """With two internal ports (TAP)."""
+
+    def __init__(self, idle: str) -> None:
+        super().__init__("internal", idle)
+        self.ports = dict.fromkeys(TAPS, "internal")

@@ -84,11 +84,11 @@ def vhost_floor(bench: Bench, room: Room, sockets: tuple[Path, Path]) -> Job:
     return job
 
 
-def af_xdp(bench: Bench, room: Room, netns: str, names: tuple[str, str]) -> Job:
-    """Bare forwarding between two AF_XDP sockets."""
+def netdevs(bench: Bench, room: Room, netns: str, devices: list[str]) -> Job:
+    """Bare forwarding between two interfaces, by these drivers."""
     eal: list[object] = ["-m", 256]
-    for n, name in enumerate(names):
-        eal += ["--vdev", f"net_af_xdp{n},iface={name}"]
+    for device in devices:
+        eal += ["--vdev", device]
     job = start(bench, room, Place(bench.cores.switch, netns), (eal, ["--forward-mode=io"]))
     await_prompt(job)
     job.tell("start")

@@ -12,6 +12,7 @@ use dataplane::batch::{BATCH, Batch};
 use dataplane::frame::FrameCache;
 use dataplane::port::Counters;
 use dataplane::port::vhost::memory::{GuestMemory, Region, RegionSpec};
+use dataplane::port::vhost::places::Places;
 use dataplane::port::vhost::ring::{Parts, Ring, Setup, Witness};
 use dataplane::virtio::NET_HEADER;
 use dataplane::virtio::features::Features;
@@ -139,5 +140,6 @@ fn setup(format: Format, memory: Arc<GuestMemory>) -> Setup {
         call: Some(Arc::new(call)),
         log: None,
         inflight: None,
+        keeper: Places::private().ok().map(|places| places.keeper(0)),
     }
 }

@@ -29,7 +29,7 @@ use crate::inner::Inner;
 use crate::perf::Stage;
 use crate::port::Port;
 use crate::publish::Subscriber;
-use crate::revalidate::{Pace, Revalidator};
+use crate::revalidate::{Pace, Revalidator, Site};
 use crate::shared::{Event, Shared};
 use crate::snapshot::Snapshot;
 use crate::stats::PollerCounters;
@@ -114,6 +114,7 @@ impl Poller {
     /// Puts one together.
     pub fn new(parts: Parts) -> Self {
         let Parts { index, shared, subscriber, wires, inbox, tasks, caches, max_idle } = parts;
+        let reader = shared.megaflows.reader().counting(Seat { index, pollers: shared.wakers.len() });
         Poller {
             index,
             subscriber,
@@ -122,8 +123,8 @@ impl Poller {
             tasks,
             caches,
             exact: ExactCache::new(),
-            reader: shared.megaflows.reader().counting(Seat { index, pollers: shared.wakers.len() }),
-            revalidator: Revalidator::new(max_idle),
+            revalidator: Revalidator::new(max_idle, &reader),
+            reader,
             counters: Arc::clone(shared.registry.poller(index)),
             housekept: Instant::ZERO,
             paused: false,
@@ -357,7 +358,8 @@ impl Poller {
             bits => self.revalidator.note(bits),
         }
         let view = View { snapshot: self.subscriber.current(), now };
-        let again = self.revalidator.advance(view, pace, &self.shared);
+        let site = Site { shared: &self.shared, reader: &self.reader };
+        let again = self.revalidator.advance(view, pace, site);
         self.counters.revalidated.add(again);
         if now.since(self.housekept) >= HOUSEKEEPING {
             self.housekept = now;

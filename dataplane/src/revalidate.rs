@@ -3,10 +3,13 @@
 //! Each poller looks after the flows it installed. Two things ask for another look. A new generation of the
 //! tables: until a flow is confirmed for it no cache follows the flow (the generations differ), so nothing
 //! stale is ever done; revalidating in the background merely saves the next frame the trouble. Most flows are confirmed at
-//! sight, as they rest on nothing that was changed (see [`crate::changes`]). A change of
+//! sight, as they rest on nothing that was changed (see [`crate::changes`]); the others are amended where they lie, if they are for the
+//! same frames as before (see [`amend`]). A change of
 //! learned state: only flows that looked the changed entry up (by [`Flow::depends`]) are translated again.
 //!
 //! The same rounds expire unused flows, and keep learned entries young while a cached flow uses them.
+
+pub mod amend;
 
 use std::time::Duration;
 
@@ -14,9 +17,10 @@ use flowtable::action::Effect;
 use flowtable::flow::{Birth, DEAD, Decision, Flow, FlowRef};
 use flowtable::id::Place;
 use flowtable::key::FlowKey;
-use flowtable::megaflow::{Inserted, Removed};
+use flowtable::megaflow::{Inserted, Reader, Removed};
 use flowtable::time::Instant;
 
+use self::amend::By;
 use crate::shared::Shared;
 use crate::stats::cycles;
 use crate::translate::View;
@@ -110,6 +114,15 @@ enum Verdict {
     Replace(Decision),
 }
 
+/// The flow table, and what else the pollers share.
+#[derive(Clone, Copy)]
+pub struct Site<'a> {
+    /// All of it.
+    pub shared: &'a Shared,
+    /// The poller's reader of the table.
+    pub reader: &'a Reader,
+}
+
 /// The flows one poller installed, and how far it is in looking at them.
 pub struct Revalidator {
     flows: Vec<Flow>,
@@ -124,11 +137,11 @@ pub struct Revalidator {
 }
 
 impl Revalidator {
-    /// With no flows yet; a flow unused for `max_idle` will go.
-    pub fn new(max_idle: Duration) -> Self {
+    /// With no flows yet, for who has this reader; a flow unused for `max_idle` will go.
+    pub fn new(max_idle: Duration, reader: &Reader) -> Self {
         Revalidator {
             flows: Vec::new(),
-            precedents: Precedents::default(),
+            precedents: Precedents::at(reader.home()),
             waiting: None,
             running: None,
             last_upkeep: Instant::ZERO,
@@ -140,6 +153,30 @@ impl Revalidator {
     /// What happens to a frame, as [`translate`](crate::translate::translate) decides it.
     pub fn decide(&mut self, view: View<'_>, key: &FlowKey) -> Decision {
         self.precedents.decide(view, key)
+    }
+
+    /// Amends flows of older generations that were found for frames; gives those that are of this one then.
+    #[cold]
+    pub fn amend_each<'r>(
+        &mut self,
+        (stale, keys): (&[(usize, FlowRef<'r>)], &[FlowKey]),
+        view: View<'_>,
+        reader: &Reader,
+        mut amended: impl FnMut(usize, FlowRef<'r>),
+    ) {
+        let mut by = By { precedents: &mut self.precedents, reader };
+        stale.iter().for_each(|(place, flow)| by.precedents.prefetch(flow, &keys[*place]));
+        for &(place, flow) in stale {
+            // Or an earlier frame had it amended.
+            if flow.generation() == view.snapshot.generation || by.precedent(view, &flow, &keys[place]) {
+                amended(place, flow);
+            }
+        }
+    }
+
+    /// Amends a flow, which was of generation `from`, by a decision that was made for it just now.
+    pub fn amend(&mut self, flow: (&Flow, u64), today: &Decision, view: View<'_>, reader: &Reader) -> bool {
+        By { precedents: &mut self.precedents, reader }.decision(view, flow, today)
     }
 
     /// Makes a flow, puts it into the table, and takes charge of it. Says whether there was room for it.
@@ -183,6 +220,9 @@ impl Revalidator {
 
     /// Learned entries with these dependency bits changed, or (zero bits) the tables did.
     pub fn note(&mut self, bits: u64) {
+        if bits != 0 {
+            self.precedents.unsettle();
+        }
         self.waiting = Some(self.waiting.unwrap_or(0) | bits);
     }
 
@@ -198,13 +238,13 @@ impl Revalidator {
 
     /// Goes on for one turn. Returns how many flows were translated again. A flow that the table
     /// cannot let go of now, since another poller writes, is dead and stays in our care until the next round.
-    pub fn advance(&mut self, view: View<'_>, pace: Pace, shared: &Shared) -> u64 {
+    pub fn advance(&mut self, view: View<'_>, pace: Pace, site: Site<'_>) -> u64 {
         let Some(mut round) = self.round(view.now) else { return 0 };
         let (before, turn) = (self.translated, Turn { now: view.now, pace, begin: cycles() });
         let steps = round.steps(self.flows.len(), turn);
         for _ in 0..steps {
-            let Some(verdict) = self.look(round, view) else { return self.translated - before };
-            round.at = self.carry_out(verdict, round, view, shared);
+            let Some(verdict) = self.look(round, view, site.reader) else { return self.translated - before };
+            round.at = self.carry_out(verdict, round, view, site.shared);
         }
         let done = cycles();
         self.running =
@@ -213,7 +253,7 @@ impl Revalidator {
     }
 
     /// What is to become of the flow at this place; `None` behind the last.
-    fn look(&mut self, round: Round, view: View<'_>) -> Option<Verdict> {
+    fn look(&mut self, round: Round, view: View<'_>, reader: &Reader) -> Option<Verdict> {
         let flow = self.flows.get(round.at)?;
         self.flows.get(round.at + AHEAD).into_iter().for_each(|next| FlowRef::from(next).prefetch_as(flow));
         Some(match flow.generation() {
@@ -221,7 +261,7 @@ impl Revalidator {
             _ if round.upkeep && view.now.since(flow.last_use()) > self.max_idle => Verdict::Remove,
             _ if round.changed.is_some_and(|bits| is_touched(flow, view, bits)) => {
                 self.translated += 1;
-                recheck(flow, view, &mut self.precedents)
+                recheck(flow, view, By { precedents: &mut self.precedents, reader })
             }
             _ => Verdict::Keep,
         })
@@ -285,15 +325,22 @@ fn insert(flow: &Flow, shared: &Shared) -> bool {
     matches!(inserted, Inserted::Installed | Inserted::Replaced(_) | Inserted::Evicted(_))
 }
 
-/// Translates the flow again. It stays, counters and all, if the decision is the same.
+/// Translates the flow again. It stays, counters and all, if the decision is the same, or is another by the tables alone.
 ///
 /// Its masked key serves as the frame: a decision that looks at nothing else cannot tell them apart, and one
 /// that does has another mask.
-fn recheck(flow: &Flow, view: View<'_>, precedents: &mut Precedents) -> Verdict {
-    let today = precedents.decide(view, &flow.key());
+fn recheck(flow: &Flow, view: View<'_>, mut by: By<'_>) -> Verdict {
+    let (key, from) = (flow.key(), flow.generation());
+    if by.precedent(view, flow, &key) {
+        return Verdict::Keep;
+    }
+    let today = by.precedents.decide(view, &key);
     let known = today.effects.iter().all(|effect| is_known(effect, view));
-    if known && flow.is_by(&today) {
-        flow.confirm(view.snapshot.generation);
+    if known && flow.is_by(&today, by.reader) {
+        flow.confirm(from, view.snapshot.generation);
+        return Verdict::Keep;
+    }
+    if by.decision(view, (flow, from), &today) {
         return Verdict::Keep;
     }
     // A question is asked when there is a frame for it.
@@ -304,14 +351,19 @@ fn recheck(flow: &Flow, view: View<'_>, precedents: &mut Precedents) -> Verdict 
 /// that moved may be on its way back: what was learned is asked when there is a frame for it. With another mask it were for
 /// other frames than this flow's.
 pub fn is_moved_by_tables(flow: &Flow, today: &Decision, view: View<'_>) -> bool {
-    let teaches = |effect: &Effect| matches!(effect, Effect::Learn { .. }) && is_known(effect, view);
     let by_tables = ![DEAD, view.snapshot.generation].contains(&flow.generation());
+    let teaches = |effect| is_known_learning(effect, view);
     by_tables && today.cacheable && today.mask == *flow.mask() && today.effects.iter().all(teaches)
 }
 
+/// Is it where a station lives, and known?
+pub fn is_known_learning(effect: &Effect, view: View<'_>) -> bool {
+    matches!(effect, Effect::Learn { .. }) && is_known(effect, view)
+}
+
 /// Would the flow be made just like this, by the decision of today?
-pub fn is_still_so(flow: &Flow, today: &Decision, view: View<'_>) -> bool {
-    flow.is_by(today) && flow.effects().iter().all(|effect| is_known(effect, view))
+pub fn is_still_so(flow: &Flow, today: &Decision, view: View<'_>, reader: &Reader) -> bool {
+    flow.is_by(today, reader) && flow.effects().iter().all(|effect| is_known(effect, view))
 }
 
 /// Is what the flow taught still what we know? If not, its next frame must teach it again.
@@ -347,6 +399,10 @@ fn refresh(flow: &Flow, view: View<'_>, shared: &Shared) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use flowtable::megaflow::{Limits, Megaflows};
+
     use super::*;
 
     const TURN: Duration = Duration::from_micros(10);
@@ -411,7 +467,8 @@ mod tests {
 
     #[test]
     fn a_change_breaks_off_what_is_merely_due_and_no_other_change() {
-        let mut revalidator = Revalidator::new(ROUND);
+        let table = Arc::new(Megaflows::new(Limits { flows: 1, masks: 1 }));
+        let mut revalidator = Revalidator::new(ROUND, &table.reader());
         let upkeep = Round { changed: None, upkeep: true, at: 7, ..began(Instant::ZERO) };
         revalidator.running = Some(upkeep);
         assert_eq!(revalidator.round(Instant::ZERO).map(|round| round.at), Some(7));

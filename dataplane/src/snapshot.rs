@@ -44,10 +44,7 @@ impl Snapshot {
         // Another poller may be ahead of us: what newer tables say is of no use to these.
         let publications = self.generation.checked_sub(generation);
         let holds = publications.is_some_and(|n| generation != DEAD && !self.history.concerns(flow, n));
-        if holds {
-            flow.confirm(self.generation);
-        }
-        holds
+        holds && flow.confirm(generation, self.generation)
     }
 }
 

@@ -12,6 +12,7 @@ mod lookout;
 mod neighbour;
 pub mod precedent;
 mod segment;
+mod settled;
 #[cfg(test)]
 mod tests;
 mod tunnel;

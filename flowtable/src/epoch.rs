@@ -50,6 +50,11 @@ impl Epoch {
         Arc::new(Epoch { now: AtomicU64::new(0), members: Mutex::new(Vec::new()) })
     }
 
+    /// Where it lies: what tells it from others.
+    pub(crate) fn address(&self) -> usize {
+        std::ptr::from_ref(self).addr()
+    }
+
     /// Joins. The member is online: it holds up reclamation until it quiesces, parks or is dropped.
     pub fn join(self: &Arc<Self>) -> Member {
         let seen = Arc::new(Seen(AtomicU64::new(PARKED)));
@@ -79,6 +84,12 @@ pub struct Member {
 }
 
 impl Member {
+    /// The [address](Epoch::address) of its epoch.
+    #[inline]
+    pub(crate) fn epoch(&self) -> usize {
+        self.epoch.address()
+    }
+
     /// Says that it holds nothing. Once per poll.
     #[inline]
     pub fn quiesce(&mut self) {

@@ -249,7 +249,7 @@ mod tests {
         let cached = insert(&mut cache, 1);
         assert!(get(&cache, 1).is_some_and(|found| found == FlowRef::from(&cached)));
         assert!(cache.get(&key(1), key(1).hash(), 8).is_none());
-        cached.confirm(8);
+        assert!(cached.confirm(7, 8));
         assert!(cache.get(&key(1), key(1).hash(), 8).is_some());
         cached.kill();
         assert!(cache.get(&key(1), key(1).hash(), 8).is_none());

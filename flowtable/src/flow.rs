@@ -16,13 +16,16 @@
 //! Of the key there are only the words that are not zero, three in the line: what switching looks at, with or without a
 //! tag. What flows have in common is shared ([`Interner`]): the mask, lists of actions, effects.
 //!
+//! A flow that is decided otherwise, for the same frames, is *amended* where it lies ([`course`]): its counters, its place in
+//! the table and in caches stay.
+//!
 //! A switched flow is 128 bytes; it was five allocations and 600 bytes, of which a hit needed five lines in as many pages. A
 //! million of them with their links take 174 MiB (`tests/memory.rs`; 880 MiB before), and finding and counting a frame's
 //! flow among 100,000 takes 93 cycles (best; median 144) instead of 224 (302), among a million 132 (146) instead of 272 (312):
 //! bench `lookup`, caches/batch.
 #![allow(unsafe_code)]
 
-mod actions;
+mod course;
 mod stats;
 #[cfg(test)]
 mod tests;
@@ -33,24 +36,29 @@ use std::mem::size_of;
 use std::ops::Deref;
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::atomic::AtomicU32;
 
-pub(crate) use self::actions::Actions;
+pub use self::course::Amendment;
+use self::course::{Course, Notes};
 pub use self::stats::{FlowStats, FlowTotals};
 use crate::action::{Action, Effect};
-use crate::blocks::{self, COLUMN, COLUMNS_MAX, prefetch};
+use crate::blocks::{self, COLUMNS_MAX, prefetch};
+use crate::epoch::{Epoch, Member};
 use crate::grounds::Grounds;
 use crate::id::PortId;
 use crate::intern::Interner;
 use crate::key::{FlowKey, WORDS};
+use crate::list::List;
 use crate::mask::Mask;
+use crate::megaflow::Reader;
+use crate::sync::{AtomicU64, Ordering, fence};
 use crate::time::Instant;
 
 /// What `translate` decided: everything about a flow but its history.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Decision {
     /// What happens to a frame; at least one. Flows may share a list.
-    pub actions: Arc<[Action]>,
+    pub actions: List<Action>,
     /// The bits that were looked at.
     pub mask: Mask,
     /// What is remembered because of it.
@@ -75,6 +83,9 @@ pub const fn dependency(hash: u64) -> u64 {
 /// The generation of a flow that was removed: no published generation has this number.
 pub const DEAD: u64 = 0;
 
+/// The generation of a flow that is being amended just now: no published generation has this number either.
+const AMENDED: u64 = u64::MAX;
+
 /// The most pollers that can count on a flow.
 pub const MAX_POLLERS: usize = 500;
 
@@ -86,25 +97,41 @@ pub struct Shape {
     pub(crate) words: Box<[(usize, u64)]>,
     /// How many pollers may count on such a flow.
     pollers: usize,
+    /// Who may amend it.
+    home: Option<Home>,
 }
 
 impl Shape {
     pub(crate) fn new(mask: &Mask, pollers: usize) -> Self {
         assert!((1..=MAX_POLLERS).contains(&pollers), "{pollers} pollers: expected 1 to {MAX_POLLERS}");
-        Shape { mask: *mask, words: mask.nonzero().collect(), pollers }
+        Shape { mask: *mask, words: mask.nonzero().collect(), pollers, home: None }
+    }
+
+    /// Of flows that have a home.
+    pub(crate) fn at(self, home: Option<Home>) -> Self {
+        Shape { home, ..self }
     }
 
     pub(crate) fn is_of(&self, mask: &Mask, pollers: usize) -> bool {
         self.mask == *mask && self.pollers == pollers
     }
 
-    /// Columns of a flow that stores so many words. First come the pollers', then that for the notes.
+    /// Columns of a flow that stores so many words. First come the pollers', then what lies aside.
     fn columns(&self, stored: usize) -> usize {
         let words = stored.saturating_sub(INLINE);
         self.pollers + 1 + words.div_ceil(COLUMN_WORDS)
     }
 }
 
+/// Whose flows they are: one poller's alone may amend them. Whoever reads what they do is a member of the epoch of their table.
+#[derive(Debug, Clone)]
+pub struct Home {
+    pub(crate) epoch: Arc<Epoch>,
+    pub(crate) poller: usize,
+}
+
+/// Bytes of a column. Loom's atomics are bigger, and its models have one poller.
+const COLUMN: usize = if cfg!(feature = "loom") { 1024 } else { blocks::COLUMN };
 /// Words of the key in the line, and in each column that has some.
 const INLINE: usize = 3;
 const COLUMN_WORDS: usize = COLUMN / size_of::<u64>();
@@ -119,7 +146,9 @@ pub(crate) struct Head {
     in_port: PortId,
     /// Which words of the masked key are not zero, and [`FAR`].
     stored: u32,
-    actions: Actions,
+    course: Course,
+    /// The address of the epoch that keeps what the flow did before it was amended; zero if it never is.
+    home: usize,
     /// The first of them.
     words: [u64; INLINE],
 }
@@ -148,20 +177,20 @@ impl Head {
 }
 
 /// What no frame asks for.
-struct Notes {
-    effects: Option<Arc<Box<[Effect]>>>,
-    depends: u64,
-    rests_on: Grounds,
+struct Aside {
+    effects: Option<List<Effect>>,
+    notes: Notes,
 }
 
-const _: () = assert!(size_of::<Actions>() == 16 && size_of::<Head>() == 64);
-const _: () = assert!(size_of::<Notes>() == COLUMN && size_of::<FlowStats>() == COLUMN);
+#[cfg(not(feature = "loom"))]
+const _: () = assert!(size_of::<Head>() == 64 && size_of::<Aside>() == COLUMN);
+const _: () = assert!(size_of::<Aside>() <= COLUMN && size_of::<FlowStats>() <= COLUMN);
 const _: () = assert!(WORDS < 31 && MAX_POLLERS + 1 + WORDS.div_ceil(COLUMN_WORDS) <= COLUMNS_MAX);
 
 /// What a flow owns may go from thread to thread; the compiler cannot see it behind the pointers.
 const _: () = {
     const fn is_shared<T: Send + Sync>() {}
-    is_shared::<(Arc<Shape>, Arc<[Action]>, Arc<Box<[Effect]>>)>();
+    is_shared::<(Arc<Shape>, List<Action>, List<Effect>)>();
 };
 
 /// Who counts on a flow.
@@ -210,8 +239,7 @@ impl Flow {
             stored |= 1 << i;
             words[n] = word;
         }
-        let (used, shares) = (AtomicU64::new(birth.now.as_nanos()), AtomicU32::new(1));
-        let stats = FlowStats { used, shares, ..FlowStats::default() };
+        let stats = FlowStats::first(birth.now);
         let pollers = shape.pollers;
         let count = stored.count_ones() as usize;
         let (columns, far) = (shape.columns(count), if count > INLINE { FAR } else { 0 });
@@ -222,20 +250,22 @@ impl Flow {
         let [a, b, c, more @ ..] = words;
         let head = Head {
             generation: AtomicU64::new(birth.generation),
+            home: shape.home.as_ref().map_or(0, |home| home.epoch.address()),
             shape,
             in_port,
             stored: stored | far,
-            actions,
+            course: Course::new(actions),
             words: [a, b, c],
         };
         let more = &more[..count.saturating_sub(INLINE)];
-        // SAFETY: the row has a column for the notes, one for each poller and enough for these words, each aligned to its
+        // SAFETY: the row has a column for what lies aside, one for each poller and enough for these words, each aligned to its
         // size, and is ours alone.
         unsafe {
             flow.0.write(head);
             flow.column::<FlowStats>(0).write(stats);
             (1..pollers).for_each(|poller| flow.column::<FlowStats>(poller).write(FlowStats::default()));
-            flow.column::<Notes>(pollers).write(Notes { effects, depends, rests_on });
+            let notes = Notes::new(depends, rests_on);
+            flow.column::<Aside>(pollers).write(Aside { effects, notes });
             for (n, words) in more.chunks(COLUMN_WORDS).enumerate() {
                 let to = flow.column::<u64>(pollers + 1 + n);
                 to.copy_from_nonoverlapping(words.as_ptr(), words.len());
@@ -257,7 +287,7 @@ impl Flow {
     }
 
     #[inline]
-    fn notes(&self) -> &Notes {
+    fn aside(&self) -> &Aside {
         // SAFETY: as of the head. Each flow has this column.
         unsafe { &*self.column(self.head().shape.pollers) }
     }
@@ -323,27 +353,80 @@ impl Flow {
         &self.head().shape.mask
     }
 
-    /// What happens to a frame; at least one.
+    /// What happens to a frame; at least one. For who is no member of the table's epoch: others have
+    /// [`Reader::actions`](crate::megaflow::Reader::actions). Waits for a lock.
+    pub fn actions(&self) -> List<Action> {
+        let home = self.head().shape.home.as_ref();
+        let member = home.map(|home| home.epoch.join());
+        // SAFETY: the flow has no home, so that its course does not change, or we are a member of the epoch.
+        let actions = unsafe { self.head().course.share() };
+        drop(member);
+        actions
+    }
+
+    /// What happens to a frame, for a member of the epoch of the flow's table; `None` for one of another.
     #[inline]
-    pub fn actions(&self) -> &[Action] {
-        self.head().actions.as_slice()
+    pub(crate) fn read<'r>(&'r self, member: &'r Member) -> Option<&'r [Action]> {
+        let home = self.head().home;
+        // SAFETY: while the member is borrowed it is online; and what the flow does is its own, or kept by the epoch, for that
+        // long at least.
+        (home == member.epoch() || home == 0).then(|| unsafe { self.head().course.actions() })
+    }
+
+    /// Is it still checked against this generation? To be asked after [`Flow::read`]: then what was read was for this one.
+    #[inline]
+    pub(crate) fn is_of(&self, generation: u64) -> bool {
+        self.head().generation.load(Ordering::Relaxed) == generation
+    }
+
+    /// May this poller amend it, which is in the table with this epoch?
+    #[inline]
+    pub(crate) fn lives_at(&self, epoch: &Arc<Epoch>, poller: usize) -> bool {
+        let home = self.head().shape.home.as_ref();
+        home.is_some_and(|home| home.poller == poller && Arc::ptr_eq(&home.epoch, epoch))
+    }
+
+    /// Has it do something else from generation `to` on. Nothing is done, and nothing returned, if it is not of generation
+    /// `from` any more. Who reads it meanwhile sees what it did, with `from`, or what it does, with `to`.
+    ///
+    /// # Safety
+    /// The flow has a home, and what it did, which is returned, is not let go of before the epoch has passed.
+    pub(crate) unsafe fn amend(&self, (from, to): (u64, u64), now: Amendment) -> Option<List<Action>> {
+        if [from, to].iter().any(|generation| [DEAD, AMENDED].contains(generation)) {
+            return None;
+        }
+        let head = self.head();
+        head.generation.compare_exchange(from, AMENDED, Ordering::Acquire, Ordering::Relaxed).ok()?;
+        fence(Ordering::Release); // whoever sees any of what follows sees that the flow is not of `from` any more
+        self.aside().notes.set(now.depends, now.rests_on);
+        // SAFETY: nobody else amends it: only who made it AMENDED, which it is not from DEAD on. The rest is the caller's promise.
+        let before = unsafe { head.course.exchange(now.actions) };
+        // If it was killed meanwhile it stays dead.
+        let _ = head.generation.compare_exchange(AMENDED, to, Ordering::Release, Ordering::Relaxed);
+        Some(before)
     }
 
     /// What is remembered because of it.
     pub fn effects(&self) -> &[Effect] {
-        self.notes().effects.as_deref().map_or(&[], |effects| effects)
+        self.aside().effects.as_deref().unwrap_or_default()
+    }
+
+    /// The same, as it is shared; `None` if it is nothing.
+    #[inline]
+    pub fn taught(&self) -> Option<&List<Effect>> {
+        self.aside().effects.as_ref()
     }
 
     /// Which learned entries were looked up: [`Decision::depends`].
     #[inline]
     pub fn depends(&self) -> u64 {
-        self.notes().depends
+        self.aside().notes.depends()
     }
 
     /// What of the configuration was looked at: [`Decision::rests_on`].
     #[inline]
     pub fn rests_on(&self) -> Grounds {
-        self.notes().rests_on
+        self.aside().notes.rests_on()
     }
 
     /// Where its frames come in: the port whose budget pays for it.
@@ -355,7 +438,7 @@ impl Flow {
     /// A copy of the decision.
     pub fn decision(&self) -> Decision {
         Decision {
-            actions: self.actions().into(),
+            actions: self.actions(),
             mask: *self.mask(),
             effects: self.effects().into(),
             depends: self.depends(),
@@ -365,13 +448,13 @@ impl Flow {
         }
     }
 
-    /// Would this decision make the same flow of its key?
-    pub fn is_by(&self, decision: &Decision) -> bool {
+    /// Would this decision make the same flow of its key? While somebody amends it the answer is of no worth.
+    pub fn is_by(&self, decision: &Decision, reader: &Reader) -> bool {
         let Decision { actions, mask, effects, depends, rests_on, in_port, cacheable } = decision;
         *cacheable
             && (*depends, *rests_on, *in_port) == (self.depends(), self.rests_on(), self.in_port())
             && mask == self.mask()
-            && **actions == *self.actions()
+            && reader.actions(self).is_some_and(|own| **actions == *own)
             && **effects == *self.effects()
     }
 
@@ -381,15 +464,20 @@ impl Flow {
         self.head().generation.load(Ordering::Acquire)
     }
 
-    /// Says that the decision holds for `generation`. A dead flow stays dead.
-    pub fn confirm(&self, generation: u64) {
-        let alive = |g| (g != DEAD).then_some(generation);
-        let _ = self.head().generation.fetch_update(Ordering::AcqRel, Ordering::Acquire, alive);
+    /// Says that the decision, which was checked against generation `from`, holds for `to` too. False if it is not of `from`
+    /// any more: then what was just read of it may be of another.
+    pub fn confirm(&self, from: u64, to: u64) -> bool {
+        if [DEAD, AMENDED].contains(&from) {
+            return false;
+        }
+        fence(Ordering::Acquire); // what was read of it was of `from`, if it still is
+        self.head().generation.compare_exchange(from, to, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 
     /// Takes the flow out of use: nobody who still holds it will follow it.
     pub fn kill(&self) {
-        self.head().generation.store(DEAD, Ordering::Release);
+        // Not a mere store: it is before or behind each step of who amends or confirms it.
+        self.head().generation.swap(DEAD, Ordering::AcqRel);
     }
 
     /// The counters of poller `index`.
@@ -463,13 +551,13 @@ impl Drop for Flow {
         if self.share_count().fetch_sub(1, Ordering::Release) != 1 {
             return;
         }
-        fence(Ordering::Acquire); // what others did with it is over
+        std::sync::atomic::fence(Ordering::Acquire); // what others did with it is over
         let columns = self.head().shape.columns(self.head().count());
         let pollers = self.head().shape.pollers;
-        // SAFETY: this was the last share. Notes and head are dropped once, and the row, of which the rest needs no drop, was
-        // allocated for so many pollers with so many columns.
+        // SAFETY: this was the last share. What lies aside and the head are dropped once, and the row, of which the rest needs
+        // no drop, was allocated for so many pollers with so many columns.
         unsafe {
-            self.column::<Notes>(pollers).drop_in_place();
+            self.column::<Aside>(pollers).drop_in_place();
             self.0.drop_in_place();
             match pollers {
                 1 => blocks::free(self.0.cast(), size_of::<Head>() + columns * COLUMN),
@@ -565,8 +653,8 @@ impl fmt::Debug for FlowRef<'_> {
 /// What a flow is made of.
 pub(crate) struct Parts {
     pub(crate) shape: Arc<Shape>,
-    pub(crate) actions: Actions,
-    pub(crate) effects: Option<Arc<Box<[Effect]>>>,
+    pub(crate) actions: List<Action>,
+    pub(crate) effects: Option<List<Effect>>,
     pub(crate) depends: u64,
     pub(crate) rests_on: Grounds,
     pub(crate) in_port: PortId,

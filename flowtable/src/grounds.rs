@@ -67,6 +67,14 @@ impl Grounds {
         }
     }
 
+    pub(crate) fn to_words(self) -> [u64; 2] {
+        [self.segments, self.others]
+    }
+
+    pub(crate) fn from_words([segments, others]: [u64; 2]) -> Grounds {
+        Grounds { segments, others }
+    }
+
     /// May both have one in common?
     #[inline]
     pub fn meet(self, others: Grounds) -> bool {

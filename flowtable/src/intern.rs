@@ -13,8 +13,9 @@ use std::sync::Arc;
 use hashbrown::{HashMap, HashSet};
 
 use crate::action::{Action, Effect};
-use crate::flow::{Actions, Birth, Decision, Flow, Parts, Shape};
+use crate::flow::{Birth, Decision, Flow, Home, Parts, Shape};
 use crate::key::FlowKey;
+use crate::list::List;
 use crate::mask::Mask;
 
 /// How many lists of a kind are remembered, and masks.
@@ -26,16 +27,23 @@ const KNOWN: usize = 64;
 /// Makes flows that share what is equal. Each poller has one.
 #[derive(Debug, Default)]
 pub struct Interner {
-    actions: Lists<[Action]>,
+    actions: Lists<Action>,
     /// Lists that are shared, by their address: hashing one that leads into a tunnel takes a hundred cycles.
-    known: Vec<Option<Arc<[Action]>>>,
-    effects: Lists<Box<[Effect]>>,
+    known: Vec<Option<List<Action>>>,
+    effects: Lists<Effect>,
     shapes: HashMap<Mask, Arc<Shape>>,
     /// That of the flow before: most come one behind the other.
     last: Option<Arc<Shape>>,
+    /// Who may amend the flows.
+    home: Option<Home>,
 }
 
 impl Interner {
+    /// One whose flows can be amended there.
+    pub fn at(home: Home) -> Self {
+        Interner { home: Some(home), ..Interner::default() }
+    }
+
     /// A flow for `key` under `decision`, valid for the generation of its birth (not [`crate::flow::DEAD`]).
     ///
     /// # Panics
@@ -44,7 +52,7 @@ impl Interner {
         let Decision { actions, mask, effects, depends, rests_on, in_port, cacheable: _ } = decision;
         let parts = Parts {
             shape: self.shape(&mask, birth.pollers),
-            actions: Actions::new(self.actions(actions)),
+            actions: self.actions(actions),
             effects: (!effects.is_empty()).then(|| self.effects.share(effects)),
             depends,
             rests_on,
@@ -54,23 +62,15 @@ impl Interner {
     }
 
     /// The list, or one equal to it that flows have already.
-    pub fn actions(&mut self, list: Arc<[Action]>) -> Arc<[Action]> {
-        match *list {
-            // Not kept as a list.
-            [ref action] if !matches!(action, Action::Encap(_)) => list,
-            _ => self.share(list),
-        }
-    }
-
-    fn share(&mut self, list: Arc<[Action]>) -> Arc<[Action]> {
+    pub fn actions(&mut self, list: List<Action>) -> List<Action> {
         self.known.resize(KNOWN, None);
-        let at = |list: &Arc<[Action]>| list.as_ptr().addr() / 64 % KNOWN;
+        let at = |list: &List<Action>| list.as_ptr().addr() / 64 % KNOWN;
         let known = self.known[at(&list)].as_ref();
-        if known.is_some_and(|known| Arc::ptr_eq(known, &list)) {
+        if known.is_some_and(|known| known.is_same(&list)) {
             return list;
         }
         let shared = self.actions.share(list);
-        self.known[at(&shared)] = Some(Arc::clone(&shared));
+        self.known[at(&shared)] = Some(shared.clone());
         shared
     }
 
@@ -83,7 +83,7 @@ impl Interner {
         }
         let known = self.shapes.get(mask).filter(|shape| shape.is_of(mask, pollers)).cloned();
         let shape = known.unwrap_or_else(|| {
-            let new = Arc::new(Shape::new(mask, pollers));
+            let new = Arc::new(Shape::new(mask, pollers).at(self.home.clone()));
             self.shapes.insert(*mask, Arc::clone(&new));
             new
         });
@@ -94,31 +94,31 @@ impl Interner {
 
 /// The lists in use, as far as they are remembered.
 #[derive(Debug)]
-struct Lists<L: ?Sized>(HashSet<Arc<L>>);
+struct Lists<T>(HashSet<List<T>>);
 
-impl<L: ?Sized> Default for Lists<L> {
+impl<T> Default for Lists<T> {
     fn default() -> Self {
         Lists(HashSet::new())
     }
 }
 
-impl<L: ?Sized + Hash + Eq> Lists<L> {
+impl<T: Hash + Eq> Lists<T> {
     /// The list, or one equal to it that others have already.
-    fn share(&mut self, list: impl Borrow<L> + Into<Arc<L>>) -> Arc<L> {
+    fn share(&mut self, list: impl Borrow<[T]> + Into<List<T>>) -> List<T> {
         if let Some(known) = self.0.get(list.borrow()) {
-            return Arc::clone(known);
+            return known.clone();
         }
         if self.0.len() >= MOST {
             self.forget();
         }
         let list = list.into();
-        self.0.insert(Arc::clone(&list));
+        self.0.insert(list.clone());
         list
     }
 
     /// Makes room: what nobody uses any more goes; if that is not half, all do, and are shared no further.
     fn forget(&mut self) {
-        self.0.retain(|list| Arc::strong_count(list) > 1);
+        self.0.retain(List::is_shared);
         if self.0.len() > MOST / 2 {
             self.0.clear();
         }
@@ -131,11 +131,11 @@ mod tests {
     use crate::id::PortId;
     use crate::time::Instant;
 
-    fn list(n: u32) -> Arc<[Action]> {
+    fn list(n: u32) -> List<Action> {
         [Action::PopVlan, Action::Output(PortId(n))].into()
     }
 
-    fn flow(interner: &mut Interner, actions: Arc<[Action]>, pollers: usize) -> Flow {
+    fn flow(interner: &mut Interner, actions: List<Action>, pollers: usize) -> Flow {
         let endpoint = PortId(1);
         let decision = Decision {
             actions,
@@ -153,7 +153,7 @@ mod tests {
     fn flows_share_what_is_equal_and_nothing_else() {
         let mut interner = Interner::default();
         let [a, b, other] = [1, 1, 2].map(|n| flow(&mut interner, list(n), 1));
-        assert!(std::ptr::eq(a.actions(), b.actions()) && a.actions() != other.actions());
+        assert!(a.actions().is_same(&b.actions()) && a.actions() != other.actions());
         assert!(std::ptr::eq(a.effects(), b.effects()) && std::ptr::eq(a.mask(), other.mask()));
         let more = flow(&mut interner, list(1), 2);
         assert!(!std::ptr::eq(a.mask(), more.mask()), "its counters are for others");
@@ -162,16 +162,16 @@ mod tests {
 
     #[test]
     fn lists_that_nobody_uses_make_room_for_others() {
-        let mut lists = Lists::<[Action]>::default();
+        let mut lists = Lists::<Action>::default();
         let used = lists.share(list(0));
         (1..=2 * MOST as u32).for_each(|n| drop(lists.share(list(n))));
         assert!(lists.0.len() <= MOST);
-        assert!(Arc::ptr_eq(&used, &lists.share(list(0))));
+        assert!(used.is_same(&lists.share(list(0))));
     }
 
     #[test]
     fn too_many_lists_in_use_are_forgotten_but_stay_whole() {
-        let mut lists = Lists::<[Action]>::default();
+        let mut lists = Lists::<Action>::default();
         let used: Vec<_> = (0..=MOST as u32).map(|n| lists.share(list(n))).collect();
         assert_eq!(lists.0.len(), 1);
         assert!(used.iter().enumerate().all(|(n, used)| *used == list(n as u32)));

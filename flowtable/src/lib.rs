@@ -14,6 +14,7 @@ pub mod id;
 pub mod intern;
 pub mod key;
 pub mod keys;
+pub mod list;
 pub mod lpm;
 pub mod mask;
 pub mod mcast;
@@ -24,3 +25,5 @@ pub mod text;
 pub mod time;
 pub mod vteps;
 mod wide;
+
+pub use blocks::prefetch;

@@ -41,7 +41,7 @@ fn cables() -> Namespace {
 }
 
 /// What `sluice --json pktgen ARGUMENTS` says.
-fn pktgen(namespace: &Namespace, arguments: &str) -> Value {
+pub fn pktgen(namespace: &Namespace, arguments: &str) -> Value {
     let text = namespace.sh(&format!("{SLUICE} --json pktgen {arguments}"));
     serde_json::from_str(&text).unwrap_or_else(|e| panic!("no JSON ({e}): {text}"))
 }

@@ -1,10 +1,12 @@
 //! Pollers: asleep when nothing happens, awake at once, content with little memory, and moved while traffic flows.
 
+use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use crate::support::daemon::{Daemon, bridge};
+use crate::pktgen::pktgen;
+use crate::support::daemon::{Daemon, address_internal, bridge};
 use crate::support::host::{Host, Site};
 use crate::support::lab::{Seat, eventually};
 use crate::support::namespace::Namespace;
@@ -100,20 +102,25 @@ fn ten_internal_or_vhost_user_ports_fit_in_64_mib() {
 }
 
 /// The time of one echo after the switch was idle for half a second, in milliseconds.
-fn echo_after_idle(from: &Host, to: &Host) -> f64 {
+fn echo_after_idle(from: &Namespace, to: Ipv4Addr) -> f64 {
     std::thread::sleep(Duration::from_millis(500));
-    let said = from.ns.sh(&format!("ping -n -c 1 -W 5 {}", to.ip));
+    let said = from.sh(&format!("ping -n -c 1 -W 5 {to}"));
     let time = said.split("time=").nth(1).and_then(|t| t.split_whitespace().next());
     time.and_then(|t| t.parse().ok()).unwrap_or_else(|| panic!("no time in {said}"))
+}
+
+/// There and back, in milliseconds.
+fn assert_quick(from: &Namespace, to: Ipv4Addr) {
+    // The best of several: other tests use the cores too.
+    let best = (0..12).map(|_| echo_after_idle(from, to)).fold(f64::INFINITY, f64::min);
+    assert!(best < 1.0, "the quickest first echo after idle took {best} ms there and back");
 }
 
 fn first_frame_is_quick(kind: &str) {
     let site = Site::new(2);
     let _daemon = site.start(&[&format!("p1 {kind}"), &format!("p2 {kind}")]);
     await_ping(&site.hosts[0], site.hosts[1].ip);
-    // The best of several: other tests use the cores too.
-    let best = (0..12).map(|_| echo_after_idle(&site.hosts[0], &site.hosts[1])).fold(f64::INFINITY, f64::min);
-    assert!(best < 1.0, "the quickest first echo after idle took {best} ms there and back");
+    assert_quick(&site.hosts[0].ns, site.hosts[1].ip);
 }
 
 #[test]
@@ -126,6 +133,34 @@ fn the_first_afxdp_frame_after_idle_is_quick() {
 fn the_first_afpacket_frame_after_idle_is_quick() {
     let Some(_seat) = Seat::take() else { return };
     first_frame_is_quick("afpacket");
+}
+
+#[test]
+fn the_first_frame_of_an_internal_port_after_idle_is_quick() {
+    let Some(_seat) = Seat::take() else { return };
+    let site = Site::new(1);
+    let _daemon = site.start(&["p1 afpacket", "int0 internal"]);
+    let own = Ipv4Addr::new(10, 9, 0, 100);
+    address_internal(&site.switch, "int0", own);
+    await_ping(&site.hosts[0], own);
+    assert_quick(&site.switch, site.hosts[0].ip);
+}
+
+#[test]
+fn the_first_vhost_user_frame_after_idle_is_quick() {
+    const FRAMES: u64 = 12;
+    let Some(_seat) = Seat::take() else { return };
+    let (namespace, (dir, setting)) = (Namespace::new(), sockets());
+    let daemon =
+        Daemon::start_with(&namespace, &setting, &bridge(&["vm0 dpdkvhostuser", "vm1 dpdkvhostuser"]));
+    let [from, to] = ["vm0", "vm1"].map(|name| format!("vhost-user:{}", dir.path().join(name).display()));
+    let asleep = daemon.sleeps();
+    let seldom = format!("--ratep 4 --count {FRAMES} --warm-up 0.5");
+    let report = pktgen(&namespace, &format!("--tx {from} --rx {to} {seldom}"));
+    assert_eq!((&report["received"], &report["lost"]), (&FRAMES.into(), &0.into()), "{report:#}");
+    assert!(daemon.sleeps() >= asleep + FRAMES, "it did not sleep between frames");
+    let best = report["latency_us"]["min"].as_f64().expect("a time");
+    assert!(best < 500.0, "the quickest first frame after idle took {best} µs one way");
 }
 
 /// The cores this process may use.

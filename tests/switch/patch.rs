@@ -57,7 +57,8 @@ fn a_path_through_bridges_is_one_lookup() {
         rack.send("wire", &[tagged(&broadcast(3), 101)]);
         rack.expect("a", &unicast(1, 3), &[("wire", &tagged(&unicast(1, 3), 101))]);
         for flow in rack.flows("a") {
-            let outputs = flow.actions().iter().filter(|action| matches!(action, Action::Output(_)));
+            let actions = flow.actions();
+            let outputs = actions.iter().filter(|action| matches!(action, Action::Output(_)));
             assert_eq!((outputs.count(), flow.totals().frames), (1, 3), "{rack:?}");
         }
     });

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
+
 use crate::rig::{Room, SLOWLY, address, assert_balance, await_reach, await_reached, count, ip, port, serve};
 use crate::support::lab::{Seat, within};
 use crate::support::pulse::Pulse;
@@ -11,6 +13,8 @@ use crate::support::vm::machine::{Nic, Socket};
 const OFTEN: Duration = Duration::from_millis(10);
 /// How soon traffic must flow again when either side is back.
 const SOON: Duration = Duration::from_secs(1);
+/// For how long a switch hangs before it dies.
+const HUNG: Duration = Duration::from_millis(100);
 /// QEMU 7.2 tries to connect again a second after it lost its switch, and no sooner.
 const QEMU_WAITS: Duration = Duration::from_secs(1);
 
@@ -96,9 +100,17 @@ fn survives_kill_9(role: &str, properties: &str, limit: Duration) {
     ));
     let load = Pulse::start(other, ip(11), Duration::from_millis(4), 1400);
     let pulse = Pulse::start(host, ip(11), OFTEN, 56);
-    for _ in 0..3 {
-        pulse.await_more(100, SLOWLY);
-        load.await_more(100, SLOWLY);
+    // While the switch is away QEMU serves packed rings from a place of long ago, which matters at one kill in a hundred; in
+    // thirty if the switch hung before it died, so that it left kicks.
+    let kills =
+        std::env::var("SLUICE_TEST_KILLS").map_or(3, |kills| kills.parse().expect("a number of kills"));
+    for kill in 0..kills {
+        pulse.await_more(20 + 37 * kill % 80, SLOWLY);
+        load.await_more(20, SLOWLY);
+        if kill % 2 == 1 {
+            daemon.signal(Signal::SIGSTOP);
+            std::thread::sleep(HUNG);
+        }
         daemon.kill9();
         let begun = Instant::now();
         daemon.restart(&room.site.switch);
@@ -134,19 +146,8 @@ fn a_guest_that_connects_again_to_a_switch_that_was_killed_is_back_within_a_seco
 }
 
 #[test]
-fn a_guest_with_packed_rings_whose_switch_is_killed_is_back_in_either_role() {
+fn a_guest_with_packed_rings_whose_switch_is_killed_is_back_within_a_second_in_either_role() {
     let Some(_seats) = Seat::take_all() else { return };
-    survives_kill_9_mostly("client", SOON);
-    survives_kill_9_mostly("server", QEMU_WAITS + SOON);
-}
-
-/// The place in a packed ring is read off the ring, for QEMU does not remember it, and now and then that is impossible: such a guest
-/// stays cut off until its driver begins anew (control/CONFIG.md). So one of three guests must live through its three kills.
-fn survives_kill_9_mostly(role: &str, limit: Duration) {
-    let survives = |attempt: &u32| {
-        let survived = std::panic::catch_unwind(|| survives_kill_9(role, "packed=on", limit)).is_ok();
-        eprintln!("{role}: guest {attempt} lived through it: {survived}");
-        survived
-    };
-    assert!((1..=3).any(|attempt| survives(&attempt)), "{role}: none of three guests");
+    survives_kill_9("client", "packed=on", SOON);
+    survives_kill_9("server", "packed=on", QEMU_WAITS + SOON);
 }

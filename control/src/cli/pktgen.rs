@@ -22,6 +22,8 @@ use crate::pktgen::report::Report;
 use crate::pktgen::{Announce, PktgenError, Request, Tunnel, What, run};
 use crate::render::count;
 
+/// How often a trial may be made again: beyond that a pass says nothing.
+const AGAIN_MAX: i64 = 10;
 /// How long it runs if nobody says.
 const TIME: Duration = Duration::from_secs(10);
 /// From where outer headers come if nobody says.
@@ -102,6 +104,9 @@ struct SearchArgs {
     /// How near to the answer, as a fraction of it
     #[arg(long, value_name = "FRACTION", default_value_t = 0.01, value_parser = fraction, requires = "search")]
     precision: f64,
+    /// Make a trial that lost too much again, so often at most (ETSI TST 009: loss verification; RFC 2544: 0)
+    #[arg(long, value_name = "TIMES", default_value_t = 0, value_parser = clap::value_parser!(u8).range(..=AGAIN_MAX), requires = "search")]
+    again: u8,
 }
 
 #[derive(Debug, Args)]
@@ -210,8 +215,8 @@ impl Pktgen {
         let bits = 8.0 * self.frames.pkt_size as f64;
         let PaceArgs { count, time, rate, ratep, burst, windows, warm_up } = &self.pace;
         let rate = rate.map(|mbits| mbits * 1e6 / bits).or(*ratep);
-        let SearchArgs { search, loss, trial, precision } = self.search;
-        let goal = Goal { loss, precision: precision.max(1e-6), most: rate };
+        let SearchArgs { search, loss, trial, precision, again } = self.search;
+        let goal = Goal { loss, precision: precision.max(1e-6), most: rate, again: usize::from(again) };
         let until = match (search, count, time) {
             (true, ..) => Until { count: None, time: Some(trial) },
             (false, None, None) => Until { count: None, time: Some(TIME) },
@@ -371,9 +376,9 @@ mod tests {
         assert_eq!(mbits.plan.until, Until { count: Some(7), time: None });
         let endless = request("--tx afpacket:a --ratep 5.5 --count 0").unwrap();
         assert_eq!((endless.plan.rate, endless.plan.until), (Some(5.5), Until::default()));
-        let search = request("--tx afpacket:a --search --ratep 1e6 --trial 0.5").unwrap();
+        let search = request("--tx afpacket:a --search --ratep 1e6 --trial 0.5 --again 2").unwrap();
         assert_eq!(search.plan.until.time, Some(Duration::from_millis(500)));
-        assert_eq!(search.search, Some(Goal { loss: 0.0, precision: 0.01, most: Some(1e6) }));
+        assert_eq!(search.search, Some(Goal { loss: 0.0, precision: 0.01, most: Some(1e6), again: 2 }));
     }
 
     #[test]

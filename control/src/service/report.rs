@@ -180,7 +180,7 @@ impl Service {
             let totals = flow.totals();
             FlowReport {
                 matches: text::print(&flow.key(), flow.mask(), &names),
-                actions: text::print_actions(flow.actions(), &names),
+                actions: text::print_actions(&flow.actions(), &names),
                 frames: totals.frames,
                 bytes: totals.bytes,
                 used_s: totals.used.map(|used| now.since(used).as_secs_f64()),

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use dataplane::port::vhost::places::Places;
 use dataplane::port::vhost::{Request, Role, Status, VhostUser};
 use dataplane::port::{self, Port};
 use dataplane::virtio::features::Features;
@@ -132,9 +133,16 @@ impl Guests {
     /// Ends the sessions of all ports but those that are wanted as they are. Their sockets are gone then.
     pub fn keep<'a>(&mut self, wanted: impl Fn(PortId) -> Option<&'a Request>) {
         let home = &self.home;
-        self.sessions.retain(|id, session| {
-            wanted(*id).is_some_and(|request| placed(home, request) == session.request)
+        let gone = self.sessions.extract_if(.., |id, session| {
+            !wanted(*id).is_some_and(|request| placed(home, request) == session.request)
         });
+        for (id, Session { request, port }) in gone {
+            drop(port);
+            // A VM finds its port again with other settings, and its rings where they were.
+            if wanted(id).is_none_or(|wanted| wanted.name != request.name) {
+                Places::remove(&places_of(home, &request.name));
+            }
+        }
     }
 
     /// How the VM of a port is. Starts the session if there is none.
@@ -147,7 +155,8 @@ impl Guests {
             let request = placed(&self.home, request);
             let bell = Arc::clone(&self.bell);
             let changed = Box::new(move || bell.ring(id));
-            let port = VhostUser::start(request.clone(), changed).map_err(|e| e.to_string())?;
+            let places = places(&self.home, &request.name)?;
+            let port = VhostUser::start_at(request.clone(), places, changed).map_err(|e| e.to_string())?;
             self.sessions.insert(id, Session { request, port });
         }
         let session = &self.sessions[&id];
@@ -186,6 +195,24 @@ impl Guests {
 
 fn placed(home: &Path, request: &Request) -> Request {
     Request { path: home.join(&request.path), ..request.clone() }
+}
+
+/// Where a port's places are. Hidden, since sockets have the names of their ports.
+fn places_of(home: &Path, port: &str) -> PathBuf {
+    home.join(format!(".{port}.rings"))
+}
+
+/// The places of a port: a file, or if there cannot be one, memory that ends with the session.
+fn places(home: &Path, port: &str) -> Result<Places, String> {
+    let path = places_of(home, port);
+    Places::open(&path).or_else(|error| {
+        tracing::warn!(
+            port,
+            "{}: {error}; a VM with packed rings may be cut off if the switch is killed",
+            path.display()
+        );
+        Places::private().map_err(|error| error.to_string())
+    })
 }
 
 fn opened(queues: Vec<Box<dyn Port>>, features: Features) -> Opened {
@@ -249,6 +276,35 @@ mod tests {
         assert_eq!(awaited(Role::Client, &connected), "connected to /tmp/vm, waiting for the guest's driver");
         let running = Status { pairs: 2, epoch: 7, ..connected };
         assert_eq!(presence(&request(Role::Server, "/tmp/vm"), &running), Presence::Running(7));
+    }
+
+    #[test]
+    fn places_stay_while_the_port_is_wanted_in_whatever_way() {
+        let home = tempfile::tempdir().unwrap();
+        let mut guests = Guests::new(home.path().to_owned()).unwrap();
+        let (id, path) = (PortId(1), home.path().join(".vm.rings"));
+        let first = request(Role::Server, "vm");
+        guests.follow(id, &first).unwrap();
+        assert!(path.exists());
+        let other = Request { mtu: 9000, ..first.clone() };
+        guests.keep(|_| Some(&other));
+        assert!(guests.sessions.is_empty() && path.exists());
+        guests.follow(id, &other).unwrap();
+        drop(guests);
+        let mut guests = Guests::new(home.path().to_owned()).unwrap();
+        guests.follow(id, &other).unwrap();
+        guests.keep(|_| None);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_port_without_a_file_for_its_places_works_all_the_same() {
+        let home = tempfile::tempdir().unwrap();
+        std::fs::create_dir(home.path().join(".vm.rings")).unwrap();
+        let mut guests = Guests::new(home.path().to_owned()).unwrap();
+        guests.follow(PortId(1), &request(Role::Server, "vm")).unwrap();
+        guests.keep(|_| None);
+        assert!(home.path().join(".vm.rings").exists());
     }
 
     #[test]

@@ -17,6 +17,7 @@ use crate::departure::Departure;
 use crate::execute::{Origin, execute_next};
 use crate::frame::Frame;
 use crate::perf::Stage;
+use crate::translate::View;
 
 impl Poller {
     /// Executes all frames that a cache knows; neighbours of one flow make a group. The others go to `missed`.
@@ -41,30 +42,45 @@ impl Poller {
             });
         }
         let mut found = ArrayVec::<(u64, FlowRef<'_>), BATCH>::new();
+        let mut stale = ArrayVec::<(usize, FlowRef<'_>), BATCH>::new();
         self.reader.lookup_each(keys, unknown, |place, flow| {
             if snapshot.holds(&flow) {
                 flows[place] = Some(flow);
                 found.push((hashes[place], flow));
+            } else {
+                stale.push((place, flow));
             }
         });
+        if !stale.is_empty() {
+            let view = View { snapshot, now: arrival.now };
+            self.revalidator.amend_each((&stale, keys), view, &self.reader, |place, flow| {
+                flows[place] = Some(flow);
+                found.push((hashes[place], flow));
+                self.counters.revalidated.add(1);
+            });
+        }
         self.wires.stopwatch.enter(Stage::Execute);
         let mut departure = Departure::of(batch);
         let mut starts = Places::first(keys.len()).without(sound.without(heads));
         while let Some(start) = starts.next() {
             let end = { starts }.next().unwrap_or(keys.len());
-            let found = flows[start];
+            // Somebody else may amend it meanwhile, by tables that are not ours yet.
+            let found = flows[start].as_ref().and_then(|flow| {
+                let actions = self.reader.actions_at(flow, generation)?;
+                Some((flow, actions))
+            });
             // A mask that came only now may tell from its head what no other did.
             let known = match found {
-                Some(flow) if end - start == 1 || self.reader.covers(&flow) => end,
+                Some((flow, _)) if end - start == 1 || self.reader.covers(flow) => end,
                 Some(_) => start + 1,
                 None => start,
             };
-            if let Some(flow) = found {
+            if let Some((flow, actions)) = found {
                 let origin = Origin { port: flow.in_port(), keys: &keys[start..known] };
                 let count = Count::of(departure.run(known - start), origin.keys);
                 flow.stats(self.index).add(count.frames, count.bytes, count.tcp_flags, arrival.now);
                 arrival.account(origin.port, &count, &self.wires);
-                execute_next(flow.actions(), origin, &mut departure, &mut self.wires);
+                execute_next(actions, origin, &mut departure, &mut self.wires);
             }
             for place in known..end {
                 missed.extend(departure.take_one(&mut self.wires).map(|frame| (place, frame)));

@@ -3,8 +3,7 @@
 use std::slice::from_ref;
 
 use flowtable::action::{Action, DropReason};
-use flowtable::flow::{DEAD, Decision, Flow, FlowRef};
-use flowtable::id::PortId;
+use flowtable::flow::{Decision, Flow, FlowRef};
 use flowtable::key::FlowKey;
 
 use super::hits::Count;
@@ -16,6 +15,7 @@ use crate::revalidate::{is_moved_by_tables, is_still_so};
 use crate::stats::cycles;
 use crate::translate::{Silent, View, translate};
 use crate::upcall;
+use crate::wires::Wires;
 
 /// What the caches know of a frame's flow.
 #[expect(clippy::large_enum_variant, reason = "lives for a moment, on the stack")]
@@ -37,7 +37,7 @@ impl Poller {
             return self.upcall(arrival, (key, frame), view, Known::Nothing);
         }
         let known = match self.known(key, view) {
-            Known::Flow(flow) => return self.follow(&flow, arrival, key, frame),
+            Known::Flow(flow) => return self.follow((&flow, view), arrival, key, frame),
             known => known,
         };
         // Nobody pays for the operator's change of a flow that is there.
@@ -65,12 +65,13 @@ impl Poller {
             return Known::Flow(flow);
         }
         self.counters.revalidated.add(1);
+        let (from, to) = (flow.generation(), view.snapshot.generation);
         let decision = self.revalidator.decide(view, key);
-        if flow.generation() == DEAD || !is_still_so(&flow, &decision, view) {
-            return Known::Stale(flow, decision);
+        let holds = is_still_so(&flow, &decision, view, &self.reader) && flow.confirm(from, to);
+        match holds || self.revalidator.amend((&flow, from), &decision, view, &self.reader) {
+            true => Known::Flow(flow),
+            false => Known::Stale(flow, decision),
         }
-        flow.confirm(view.snapshot.generation);
-        Known::Flow(flow)
     }
 
     /// Translates, unless that was done, learns, remembers and executes.
@@ -91,9 +92,10 @@ impl Poller {
         if kept {
             let (flow, installed) = self.revalidator.install(key, decision, view, &self.shared);
             self.counters.not_installed.add(u64::from(!installed));
-            self.follow(&flow, arrival, key, frame);
+            self.follow((&flow, view), arrival, key, frame);
         } else {
-            self.execute_one((&decision.actions, decision.in_port), arrival, key, frame);
+            let origin = Origin { port: decision.in_port, keys: from_ref(key) };
+            execute_one(&decision.actions, (origin, arrival), frame, &mut self.wires);
         }
         self.counters.perf.upcall_cycles.add(cycles().wrapping_sub(begin));
     }
@@ -106,21 +108,27 @@ impl Poller {
         }
     }
 
-    fn follow(&mut self, flow: &Flow, arrival: Arrival, key: &FlowKey, frame: Frame) {
+    fn follow(&mut self, (flow, view): (&Flow, View<'_>), arrival: Arrival, key: &FlowKey, frame: Frame) {
         let Count { frames, bytes, tcp_flags } = Count::of(from_ref(&frame), from_ref(key));
         flow.stats(self.index).add(frames, bytes, tcp_flags, arrival.now);
-        self.execute_one((flow.actions(), flow.in_port()), arrival, key, frame);
+        let origin = Origin { port: flow.in_port(), keys: from_ref(key) };
+        match self.reader.actions_at(flow, view.snapshot.generation) {
+            Some(actions) => execute_one(actions, (origin, arrival), frame, &mut self.wires),
+            // It was removed just now, or somebody has newer tables.
+            None => {
+                let decision = self.decision(view, key);
+                execute_one(&decision.actions, (origin, arrival), frame, &mut self.wires);
+            }
+        }
     }
+}
 
-    fn execute_one(
-        &mut self,
-        (actions, port): (&[Action], PortId),
-        arrival: Arrival,
-        key: &FlowKey,
-        frame: Frame,
-    ) {
-        let origin = Origin { port, keys: from_ref(key) };
-        arrival.account(origin.port, &Count::of(from_ref(&frame), origin.keys), &self.wires);
-        execute(actions, origin, &mut Batch::from_iter([frame]), &mut self.wires);
-    }
+fn execute_one(
+    actions: &[Action],
+    (origin, arrival): (Origin<'_>, Arrival),
+    frame: Frame,
+    wires: &mut Wires,
+) {
+    arrival.account(origin.port, &Count::of(from_ref(&frame), origin.keys), wires);
+    execute(actions, origin, &mut Batch::from_iter([frame]), wires);
 }

@@ -6,6 +6,7 @@ use arrayvec::ArrayVec;
 use encap::field::{EtherType, MacAddr, VlanId};
 use encap::template::{Outer, Template};
 use encap::tunnel::TunnelKind;
+use flowtable::flow::Flow;
 use flowtable::id::{BridgeId, SegmentId};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -319,30 +320,63 @@ fn control_is_asked_once_until_it_answers() {
     assert_eq!(lab.questions(), []);
 }
 
+/// As [`tables`], with this budget of the wire and this number in the tunnel.
+fn numbered(rate: u32, vni: u32) -> Tables {
+    let mut tables = tables();
+    let tunnel = Tunnel { key: Key::Fixed(vni), ..TUNNEL };
+    tables.ports[VXLAN.index()] = Some(entry("vx", PortKind::Tunnel(tunnel)));
+    tables.ports[WIRE.index()].as_mut().unwrap().upcall_rate = rate;
+    let neighbours = [((ENDPOINT, THERE), STATION)].into();
+    tables.underlay = Arc::new(Underlay { neighbours, ..(*tables.underlay).clone() });
+    tables
+}
+
+/// A frame of station `n` to the one behind the tunnel.
+fn from(n: u8) -> Vec<u8> {
+    let mut frame = plain(REMOTE);
+    frame[11] = n;
+    frame
+}
+
+fn vnis(frames: Vec<Vec<u8>>) -> Vec<u8> {
+    frames.iter().map(|frame| frame[48]).collect()
+}
+
 #[test]
 fn flows_that_the_operator_changes_cost_nobody_his_upcalls() {
     let mut lab = Lab::new(Caches::On);
-    let tables = |rate, vni| {
-        let mut tables = tables();
-        let tunnel = Tunnel { key: Key::Fixed(vni), ..TUNNEL };
-        tables.ports[VXLAN.index()] = Some(entry("vx", PortKind::Tunnel(tunnel)));
-        tables.ports[WIRE.index()].as_mut().unwrap().upcall_rate = rate;
-        let neighbours = [((ENDPOINT, THERE), STATION)].into();
-        tables.underlay = Arc::new(Underlay { neighbours, ..(*tables.underlay).clone() });
-        tables
-    };
-    lab.switch.publish(tables(0, 7));
-    let from = |n: u8| {
-        let mut frame = plain(REMOTE);
-        frame[11] = n;
-        frame
-    };
+    lab.switch.publish(numbered(0, 7));
     let frames: Vec<_> = (50..70).map(from).collect();
-    let vnis = |frames: Vec<Vec<u8>>| frames.iter().map(|frame| frame[48]).collect::<Vec<_>>();
     assert_eq!(vnis(lab.send(&frames)), [7; 20]);
-    lab.switch.publish(tables(1, 8));
+    lab.switch.publish(numbered(1, 8));
     assert_eq!(vnis(lab.send(&frames)), [8; 20]);
     let strangers: Vec<_> = (70..90).map(from).collect();
     assert_eq!(vnis(lab.send(&strangers)), [8], "who is new pays");
     assert_eq!(lab.dropped(WIRE, DropReason::UpcallBudget), 19);
+}
+
+#[test]
+fn flows_that_the_tables_move_stay_where_they_are_and_count_on() {
+    let mut lab = Lab::new(Caches::On);
+    lab.switch.publish(numbered(0, 7));
+    let frames: Vec<_> = (50..70).map(from).collect();
+    assert_eq!(vnis(lab.send(&frames)), [7; 20]);
+    let (flows, upcalls) = (lab.switch.flows(), lab.poller.counters().upcalls.get());
+    assert_eq!(flows.len(), 20);
+    for round in 1..4 {
+        lab.switch.publish(numbered(0, 7 + u32::from(round)));
+        // The first half has frames, the others are found in the background.
+        let sent = lab.send(&frames[..10]);
+        assert_eq!(vnis(sent), [7 + round; 10]);
+        while lab.poller.has_work() {
+            lab.turn();
+        }
+        let current = lab.poller.snapshot().generation;
+        assert!(flows.iter().all(|flow| flow.generation() == current), "{flows:?}");
+        let frames = |flow: &Flow| flow.totals().frames;
+        assert_eq!(flows.iter().map(frames).sum::<u64>(), 20 + 10 * u64::from(round));
+    }
+    assert!(lab.switch.flows().iter().all(|flow| flows.contains(flow)));
+    assert_eq!(vnis(lab.send(&frames)), [10; 20]);
+    assert_eq!(lab.poller.counters().upcalls.get(), upcalls);
 }

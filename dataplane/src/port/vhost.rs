@@ -24,6 +24,7 @@ pub mod log;
 pub mod memory;
 mod offer;
 mod packed;
+pub mod places;
 mod queue;
 mod relay;
 mod requests;
@@ -49,6 +50,7 @@ use thiserror::Error;
 use self::conversation::{Conversation, End};
 use self::device::Device;
 use self::lanes::Lanes;
+use self::places::{Places, PlacesError};
 pub use self::queue::VhostQueue;
 pub use self::session::PATIENCE;
 use self::session::{Finder, Session, Shared};
@@ -95,6 +97,9 @@ pub enum VhostError {
     /// No descriptors, or no thread.
     #[error("cannot start the session of a vhost-user port: {0}")]
     Resources(io::Error),
+    /// No memory to keep places in.
+    #[error("cannot keep the places of rings: {0}")]
+    Places(#[from] PlacesError),
     /// Too many, or none.
     #[error("{0} queue pairs, expected 1 to {PAIRS_MAX}")]
     Pairs(u16),
@@ -132,11 +137,23 @@ pub struct Status {
 }
 
 impl VhostUser {
-    /// Starts to listen, or to connect. `changed` is called, by another thread, when [`VhostUser::status`] is another.
+    /// As [`VhostUser::start_at`], with places that end with the port.
+    ///
+    /// # Errors
+    /// As there; [`VhostError::Places`].
+    pub fn start(request: Request, changed: Box<dyn Fn() + Send + Sync>) -> Result<VhostUser, VhostError> {
+        VhostUser::start_at(request, Places::private()?, changed)
+    }
+
+    /// Starts to listen, or to connect, and keeps in `places` where packed rings are. `changed` is called, by another thread, when [`VhostUser::status`] is another.
     ///
     /// # Errors
     /// [`VhostError`]; of a client, whose socket may come later, nothing but a lack of descriptors or threads is one.
-    pub fn start(request: Request, changed: Box<dyn Fn() + Send + Sync>) -> Result<VhostUser, VhostError> {
+    pub fn start_at(
+        request: Request,
+        places: Places,
+        changed: Box<dyn Fn() + Send + Sync>,
+    ) -> Result<VhostUser, VhostError> {
         if !(1..=PAIRS_MAX).contains(&request.pairs) {
             return Err(VhostError::Pairs(request.pairs));
         }
@@ -150,7 +167,7 @@ impl VhostUser {
         let shared = Shared::new(request.pairs, changed).map_err(VhostError::Resources)?;
         // The kernel keeps 15 bytes of a thread's name.
         let thread = Builder::new().name(format!("vhost-{}", request.name).chars().take(15).collect());
-        let session = Session::new(request, Arc::clone(&shared), finder);
+        let session = Session::new(request, Arc::clone(&shared), finder, places);
         let thread = thread.spawn(|| session.run()).map_err(VhostError::Resources)?;
         Ok(VhostUser { shared, thread: Some(thread) })
     }
@@ -173,7 +190,8 @@ impl VhostUser {
 /// How the frontend broke the rules.
 pub fn converse(stream: &UnixStream, patience: Duration) -> Result<(), String> {
     let alarm = Alarm::new().map_err(|errno| errno.to_string())?;
-    let device = Device::new(PAIRS_MAX, u16::MAX, Arc::new(Lanes::new(PAIRS_MAX)));
+    let places = Arc::new(Places::private().map_err(|error| error.to_string())?);
+    let device = Device::new(PAIRS_MAX, u16::MAX, Arc::new(Lanes::new(PAIRS_MAX)), places);
     let device = Arc::new(Mutex::new(device));
     let end = Conversation { stream, alarm: &alarm, device: &device, patience }.run(|_, _| None);
     match end {

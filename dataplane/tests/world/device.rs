@@ -6,6 +6,7 @@ use dataplane::batch::{BATCH, Batch};
 use dataplane::frame::FrameCache;
 use dataplane::port::vhost::log::DirtyLog;
 use dataplane::port::vhost::memory::{GuestMemory, Region};
+use dataplane::port::vhost::places::Places;
 use dataplane::port::vhost::ring::{Ring, Setup, Witness};
 use dataplane::port::{Counters, Sent};
 use dataplane::virtio::driver::memory::{PAGE, SharedMemory};
@@ -115,6 +116,7 @@ fn ring(guest: &Arc<GuestMemory>, queue: &Queue, base: u32, log: Option<Arc<Dirt
         call: Some(Arc::clone(queue.call())),
         log,
         inflight: None,
+        keeper: Some(Places::private().unwrap().keeper(0)),
     };
     Ring::start(setup).unwrap()
 }

@@ -18,6 +18,12 @@ pub struct FlowStats {
 }
 
 impl FlowStats {
+    /// Poller 0's, of a flow made now, of which there is one share.
+    pub(super) fn first(now: Instant) -> Self {
+        let (used, shares) = (AtomicU64::new(now.as_nanos()), AtomicU32::new(1));
+        FlowStats { used, shares, ..FlowStats::default() }
+    }
+
     /// Adds `frames` of `bytes` in all, seen at `now`. Only the poller that owns this slot may call it.
     #[inline]
     pub fn add(&self, frames: u64, bytes: u64, tcp_flags: u16, now: Instant) {

@@ -6,11 +6,17 @@ use loom::thread;
 
 use super::*;
 use crate::action::{Action, DropReason};
-use crate::flow::{Birth, Decision};
+use crate::flow::{Amendment, Birth, DEAD, Decision};
+use crate::intern::Interner;
 use crate::key::FlowKey;
+use crate::list::List;
 use crate::time::Instant;
 
 fn flow(word: u64) -> Flow {
+    flow_by(&mut Interner::default(), word)
+}
+
+fn flow_by(interner: &mut Interner, word: u64) -> Flow {
     let mut key = FlowKey::default();
     key.0[0] = word;
     let decision = Decision {
@@ -22,7 +28,7 @@ fn flow(word: u64) -> Flow {
         rests_on: Default::default(),
         cacheable: true,
     };
-    Flow::new(&key, decision, Birth { generation: 1, pollers: 1, now: Instant::ZERO })
+    interner.flow(&key, decision, Birth { generation: 1, pollers: 1, now: Instant::ZERO })
 }
 
 fn table(flows: &[Flow]) -> Arc<Megaflows> {
@@ -118,5 +124,86 @@ fn two_writers_and_a_reader_agree() {
             assert_eq!(reader.lookup(&new.key()).is_some(), *installed, "busy, or there");
         }
         assert!(installed.contains(&true));
+    });
+}
+
+/// What a flow does by the tables of a generation.
+fn does(generation: u64) -> List<Action> {
+    [Action::Output(PortId(generation as u32))].into()
+}
+
+fn amendment(generation: u64) -> Amendment {
+    Amendment { actions: does(generation), depends: generation, rests_on: Default::default() }
+}
+
+#[test]
+fn nobody_follows_by_one_generation_what_was_decided_by_another() {
+    loom::model(|| {
+        let table = table(&[]);
+        let owner = table.reader();
+        let flow = flow_by(&mut Interner::at(owner.home()), 1);
+        let (reader, theirs) = (table.reader(), flow.clone());
+        let expected = [flow.actions(), does(2)];
+        let reading = thread::spawn(move || {
+            for generation in [1, 2] {
+                if theirs.generation() == generation
+                    && let Some(actions) = reader.actions_at(&theirs, generation)
+                {
+                    assert_eq!(*actions, *expected[generation as usize - 1]);
+                }
+            }
+            // The reader stays a member until what was retired is handed over.
+            reader
+        });
+        assert!(owner.amend(&flow, (1, 2), amendment(2)));
+        drop(reading.join().unwrap());
+        assert_eq!((flow.generation(), flow.depends()), (2, 2));
+    });
+}
+
+/// What a flow did is not freed under who reads it.
+#[test]
+fn what_an_amended_flow_did_is_kept_for_its_readers() {
+    loom::model(|| {
+        let table = table(&[]);
+        let mut owner = table.reader();
+        let mut interner = Interner::at(owner.home());
+        let flow = flow_by(&mut interner, 1);
+        drop(interner); // which has a share
+        let before = flow.actions();
+        let (mut reader, theirs, list) = (table.reader(), flow.clone(), before.clone());
+        let reading = thread::spawn(move || {
+            if let Some(actions) = reader.actions(&theirs)
+                && std::ptr::eq(actions, &*list)
+            {
+                thread::yield_now();
+                assert!(list.shares() > 2, "ours, the model's, and the flow's or the limbo's");
+            }
+            reader.quiesce();
+        });
+        assert!(owner.amend(&flow, (1, 2), amendment(2)));
+        owner.quiesce();
+        table.reclaim(usize::MAX);
+        reading.join().unwrap();
+        owner.quiesce();
+        table.reclaim(usize::MAX);
+        assert_eq!(before.shares(), 1, "freed in the end");
+    });
+}
+
+/// A flow that is removed while it is amended stays so.
+#[test]
+fn a_flow_that_is_removed_meanwhile_stays_dead() {
+    loom::model(|| {
+        let table = table(&[]);
+        let owner = table.reader();
+        let flow = flow_by(&mut Interner::at(owner.home()), 1);
+        assert!(matches!(table.insert(flow.clone()), Inserted::Installed));
+        let (theirs, removed) = (Arc::clone(&table), flow.clone());
+        let removing = thread::spawn(move || theirs.remove(&removed));
+        let amended = owner.amend(&flow, (1, 2), amendment(2));
+        let _ = amended && flow.confirm(2, 3);
+        removing.join().unwrap();
+        assert_eq!(flow.generation(), DEAD);
     });
 }

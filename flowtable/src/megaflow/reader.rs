@@ -1,17 +1,19 @@
 //! The readers' side: each searches the subtables in the order in which it has hit them.
 #![allow(unsafe_code)]
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::cmp::Reverse;
 use std::iter;
 use std::sync::Arc;
 
-use super::Megaflows;
 use super::heads::Looks;
-use super::subtable::{SHARDS, Subtable};
+use super::subtable::{Garbage, SHARDS, Subtable};
+use super::{Megaflows, RECLAIM};
+use crate::action::Action;
 use crate::epoch::Member;
-use crate::flow::{Flow, FlowRef, Seat};
+use crate::flow::{Amendment, Flow, FlowRef, Home, Seat};
 use crate::key::FlowKey;
+use crate::list::List;
 use crate::places::Places;
 use crate::sync::Ordering;
 
@@ -38,6 +40,8 @@ pub struct Reader {
     lookups: Cell<u32>,
     /// Whose counters a hit will change.
     seat: Seat,
+    /// What amended flows did before.
+    retired: RefCell<Vec<List<Action>>>,
 }
 
 /// The most words of a key that are hashed one by one: all of them in a row, without a look at which they are, cost as much
@@ -59,29 +63,71 @@ impl Reader {
         let member = table.epoch.join();
         let hits = vec![Cell::new(0); table.slots.len()].into();
         let (order, looks, lookups) = (Vec::new(), Looks::of(iter::empty()), Cell::new(0));
-        let mut reader = Reader {
-            table,
-            member,
-            version: 0,
-            order,
-            looks,
-            hits,
-            lookups,
-            seat: Seat { index: 0, pollers: 1 },
-        };
+        let (seat, retired) = (Seat { index: 0, pollers: 1 }, RefCell::default());
+        let mut reader = Reader { table, member, version: 0, order, looks, hits, lookups, seat, retired };
         reader.rank();
         reader
     }
 
     /// For a poller that counts on the flows that it finds.
-    pub fn counting(self, seat: Seat) -> Self {
-        Reader { seat, ..self }
+    pub fn counting(mut self, seat: Seat) -> Self {
+        self.seat = seat;
+        self
     }
 
     /// Where it counts.
     #[inline]
     pub fn seat(&self) -> Seat {
         self.seat
+    }
+
+    /// Whose flows this reader may amend: those of its poller, made by an [`Interner`](crate::intern::Interner) at this home.
+    pub fn home(&self) -> Home {
+        Home { epoch: Arc::clone(&self.table.epoch), poller: self.seat.index }
+    }
+
+    /// Is it a flow that this reader may amend?
+    #[inline]
+    pub fn owns(&self, flow: &Flow) -> bool {
+        flow.lives_at(&self.table.epoch, self.seat.index)
+    }
+
+    /// What a flow of this table does; `None` if it is of another. It may be amended meanwhile.
+    #[inline]
+    pub fn actions<'r>(&'r self, flow: &'r Flow) -> Option<&'r [Action]> {
+        flow.read(&self.member)
+    }
+
+    /// What a flow of this table does by the tables of this generation; `None` if it was not checked against these.
+    #[inline]
+    pub fn actions_at<'r>(&'r self, flow: &'r Flow, generation: u64) -> Option<&'r [Action]> {
+        let actions = self.actions(flow)?;
+        flow.is_of(generation).then_some(actions)
+    }
+
+    /// Has a flow that it [owns](Reader::owns), and that was checked against generation `from`, do something else from
+    /// generation `to` on, neither [dead](crate::flow::DEAD). False if it cannot: somebody else confirmed or removed it.
+    pub fn amend(&self, flow: &Flow, (from, to): (u64, u64), now: Amendment) -> bool {
+        if !self.owns(flow) {
+            return false;
+        }
+        // SAFETY: the flow has our table's home. What it did goes into the limbo; or it is dropped, but then the limbo gets another
+        // share of the same list later than it was unlinked here.
+        let Some(before) = (unsafe { flow.amend((from, to), now) }) else { return false };
+        let mut retired = self.retired.borrow_mut();
+        if retired.last().is_none_or(|last| !last.is_same(&before)) {
+            retired.push(before);
+        }
+        true
+    }
+
+    /// Gives the limbo what amended flows did before, unless somebody is writing.
+    #[cold]
+    fn retire(&mut self) {
+        if let Ok(mut state) = self.table.state.try_lock() {
+            state.limbo.retire(Garbage::Lists(self.retired.take()));
+            state.limbo.reclaim(RECLAIM);
+        }
     }
 
     /// The flow that matches `key`.
@@ -201,6 +247,9 @@ impl Reader {
     /// Says that nothing is held, once per poll; and now and then ranks the masks.
     #[inline]
     pub fn quiesce(&mut self) {
+        if !self.retired.get_mut().is_empty() {
+            self.retire();
+        }
         self.member.quiesce();
         let outdated = self.version != self.table.version.load(Ordering::Relaxed);
         if outdated || self.lookups.get() >= RANK_EVERY {
@@ -228,6 +277,15 @@ impl Reader {
         self.order.sort_unstable_by_key(|slot| Reverse(self.hits[*slot].get()));
         if self.lookups.replace(0) >= RANK_EVERY {
             self.hits.iter().for_each(|hits| hits.set(hits.get() / 2));
+        }
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        if !self.retired.get_mut().is_empty() {
+            let retired = Garbage::Lists(self.retired.take());
+            self.table.lock().state.limbo.retire(retired);
         }
     }
 }

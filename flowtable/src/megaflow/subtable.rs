@@ -24,10 +24,12 @@ use std::hash::BuildHasher;
 use std::ptr::NonNull;
 
 use super::buckets::{Buckets, Link, Shard, holding};
+use crate::action::Action;
 use crate::blocks::prefetch;
 use crate::epoch::Limbo;
 use crate::flow::{Flow, FlowRef, Seat, Shape};
 use crate::key::FlowKey;
+use crate::list::List;
 use crate::mask::Mask;
 use crate::places::Places;
 use crate::sync::{AtomicU64, AtomicUsize, Ordering};
@@ -47,6 +49,7 @@ type Secret = std::hash::BuildHasherDefault<std::hash::DefaultHasher>;
 #[expect(dead_code, reason = "owned until no reader can hold it")]
 pub(super) enum Garbage {
     Flow(Flow),
+    Lists(Vec<List<Action>>),
     Buckets(Buckets),
     Subtable(Unlinked),
 }

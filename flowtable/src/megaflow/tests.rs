@@ -7,8 +7,11 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::action::{Action, DropReason};
-use crate::flow::{Birth, DEAD, Decision};
+use crate::flow::{Amendment, Birth, DEAD, Decision, Seat};
+use crate::grounds::Ground;
+use crate::intern::Interner;
 use crate::key::{FlowKey, WORDS};
+use crate::list::List;
 use crate::time::Instant;
 
 pub(super) const ROOMY: Limits = Limits { flows: 100_000, masks: 128 };
@@ -313,4 +316,108 @@ fn readers_beside_a_writer_always_find_what_stays() {
     check(&table);
     table.reclaim(usize::MAX);
     assert!(stays.iter().all(|flow| flow.shares() == 2), "theirs and ours");
+}
+
+/// A flow of this reader's poller, and what it is amended to.
+fn amendable(reader: &Reader, n: u64) -> (Flow, Amendment) {
+    let plain = one_word(n, 1);
+    let birth = Birth { generation: 1, pollers: 2, now: Instant::from_nanos(5) };
+    let flow = Interner::at(reader.home()).flow(&plain.key(), plain.decision(), birth);
+    let actions = [Action::PopVlan, Action::Output(PortId(n as u32))].into();
+    (flow, Amendment { actions, depends: 6, rests_on: [Ground::Routes].into_iter().collect() })
+}
+
+#[test]
+fn an_amended_flow_stays_where_it_is_with_its_counters() {
+    let table = Arc::new(Megaflows::new(ROOMY));
+    let reader = table.reader().counting(Seat { index: 1, pollers: 2 });
+    let (flow, now) = amendable(&reader, 7);
+    table.insert(flow.clone());
+    flow.stats(1).add(3, 180, 2, Instant::from_nanos(9));
+    assert!(!reader.amend(&flow, (2, 3), now.clone()), "it is of another generation");
+    assert!(!reader.amend(&flow, (1, DEAD), now.clone()));
+    assert_eq!(reader.actions_at(&flow, 1), Some(&*flow.decision().actions));
+    assert!(reader.amend(&flow, (1, 3), now.clone()));
+    assert_eq!((reader.actions_at(&flow, 1), reader.actions_at(&flow, 3)), (None, Some(&*now.actions)));
+    let expected =
+        Decision { actions: now.actions, depends: 6, rests_on: now.rests_on, ..one_word(7, 1).decision() };
+    assert!(flow.is_by(&expected, &reader));
+    assert_eq!((flow.decision(), flow.totals().frames), (expected, 3));
+    assert!(reader.lookup(&key(&[(0, 7)])).is_some_and(|found| *found == flow));
+}
+
+#[test]
+fn only_the_poller_whose_flow_it_is_amends_it_and_nobody_a_dead_one() {
+    let (table, other) = (Arc::new(Megaflows::new(ROOMY)), Arc::new(Megaflows::new(ROOMY)));
+    let reader = table.reader().counting(Seat { index: 1, pollers: 2 });
+    let (flow, now) = amendable(&reader, 7);
+    for stranger in [table.reader(), other.reader().counting(Seat { index: 1, pollers: 2 })] {
+        assert!(!stranger.amend(&flow, (1, 2), now.clone()));
+    }
+    assert!(other.reader().actions(&flow).is_none(), "nobody keeps for it what the flow did");
+    let plain = one_word(8, 1);
+    assert!(!reader.amend(&plain, (1, 2), now.clone()));
+    assert!(reader.actions(&plain).is_some());
+    flow.kill();
+    assert!(!reader.amend(&flow, (DEAD, 2), now.clone()) && !reader.amend(&flow, (1, 2), now));
+    assert!(!flow.confirm(1, 2) && !flow.confirm(DEAD, 2));
+}
+
+#[test]
+fn what_amended_flows_did_is_freed_when_all_readers_have_passed() {
+    let table = Arc::new(Megaflows::new(ROOMY));
+    let (mut reader, mut slow) = (table.reader(), table.reader());
+    let (flow, now) = amendable(&reader, 7);
+    let before = flow.actions();
+    assert!(reader.amend(&flow, (1, 2), now.clone()));
+    reader.quiesce();
+    table.reclaim(usize::MAX);
+    assert!(before.is_shared(), "one reader may be reading it");
+    slow.quiesce();
+    reader.quiesce();
+    table.reclaim(usize::MAX);
+    assert!(!before.is_shared());
+    assert!(reader.amend(&flow, (2, 3), now));
+    drop((reader, slow));
+    table.reclaim(usize::MAX);
+    assert_eq!(flow.generation(), 3);
+}
+
+/// One poller amends all the time, others follow: what they do is of the generation that they follow by.
+#[test]
+fn readers_beside_who_amends_see_one_generation() {
+    const GENERATIONS: u64 = if cfg!(miri) { 40 } else { 20_000 };
+    let table = Arc::new(Megaflows::new(ROOMY));
+    let mut owner = table.reader();
+    let (flow, first) = amendable(&owner, 1);
+    assert!(owner.amend(&flow, (1, 2), Amendment { actions: does(2), ..first.clone() }));
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let mut reader = table.reader();
+                while !stop.load(Ordering::Relaxed) {
+                    let generation = flow.generation();
+                    // Not of one that is being amended just now.
+                    if generation <= GENERATIONS
+                        && let Some(actions) = reader.actions_at(&flow, generation)
+                    {
+                        assert_eq!(*actions, *does(generation));
+                    }
+                    assert!(matches!(*flow.actions(), [Action::Output(_)]));
+                    reader.quiesce();
+                }
+            });
+        }
+        for generation in 3..GENERATIONS {
+            let now = Amendment { actions: does(generation), ..first.clone() };
+            assert!(owner.amend(&flow, (generation - 1, generation), now));
+            owner.quiesce();
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+}
+
+fn does(generation: u64) -> List<Action> {
+    [Action::Output(PortId(generation as u32))].into()
 }

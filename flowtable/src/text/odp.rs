@@ -18,7 +18,7 @@ use crate::time::Instant;
 /// Writes a flow with its counters and actions; `now` tells how long ago it was used.
 pub fn dump(flow: &Flow, now: Instant, names: PortNames<'_>) -> String {
     let stats = stats(&flow.totals(), now);
-    let actions = print_actions(flow.actions(), names);
+    let actions = print_actions(&flow.actions(), names);
     format!("{}, {stats}, actions:{actions}", Match { key: &flow.key(), mask: flow.mask() }.text(names))
 }
 

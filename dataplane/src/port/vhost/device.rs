@@ -19,6 +19,7 @@ use super::lanes::{self, Lanes, Running};
 use super::log::DirtyLog;
 use super::memory::{GuestMemory, MemoryError, Region, RegionSpec};
 use super::offer;
+use super::places::Places;
 use super::queue::{self, Pair};
 use super::ring::{Fault, Ring, Setup, SetupError, Witness};
 use super::vring::Vring;
@@ -116,14 +117,16 @@ impl State {
             call: vring.call.clone(),
             log,
             inflight: None,
+            keeper: None,
         })
     }
 
     /// Sees to it that a ring that is to run does.
-    fn start(&self, index: usize) -> Result<Option<Ring>, DeviceError> {
+    fn start(&self, index: usize, places: &Places) -> Result<Option<Ring>, DeviceError> {
         let Some(mut setup) = self.setup(index) else { return Ok(None) };
         let place = |region: &Arc<inflight::Region>| region.queue(index as u16, setup.size);
         setup.inflight = self.inflight.as_ref().map(place).transpose()?;
+        setup.keeper = Some(places.keeper(index));
         let call = setup.call.clone();
         let mut ring = Ring::start(setup).map_err(|source| DeviceError::Ring { index, source })?;
         ring.disarm();
@@ -134,9 +137,9 @@ impl State {
         Ok(Some(ring))
     }
 
-    fn start_pair(&self, pair: usize, room: &mut Pair) -> Result<(), DeviceError> {
-        room.receive = self.start(2 * pair)?;
-        room.transmit = self.start(2 * pair + 1)?;
+    fn start_pair(&self, pair: usize, room: &mut Pair, places: &Places) -> Result<(), DeviceError> {
+        room.receive = self.start(2 * pair, places)?;
+        room.transmit = self.start(2 * pair + 1, places)?;
         room.kicks = self.vrings[2 * pair + 1].kicks();
         Ok(())
     }
@@ -158,11 +161,13 @@ pub(super) struct Device {
     /// The channel on which we could ask the frontend.
     pub(super) channel: Option<Backend>,
     lanes: Arc<Mutex<Lanes>>,
+    /// Where packed rings are, for who serves them after us.
+    pub(super) places: Arc<Places>,
 }
 
 impl Device {
-    pub(super) fn new(pairs: u16, mtu: u16, lanes: Arc<Mutex<Lanes>>) -> Device {
-        Device { state: State::new(pairs), pairs, mtu, channel: None, lanes }
+    pub(super) fn new(pairs: u16, mtu: u16, lanes: Arc<Mutex<Lanes>>, places: Arc<Places>) -> Device {
+        Device { state: State::new(pairs), pairs, mtu, channel: None, lanes, places }
     }
 
     /// The pairs that have this ring.
@@ -184,7 +189,7 @@ impl Device {
         pairs: Range<usize>,
         change: impl FnOnce(&mut State) -> Result<T, DeviceError>,
     ) -> Result<T, DeviceError> {
-        let Device { state, lanes, .. } = self;
+        let Device { state, lanes, places, .. } = self;
         let mut lanes = lanes::lock(lanes);
         let mut running = lanes.running();
         let mut rooms = lanes.close(pairs.clone());
@@ -194,7 +199,7 @@ impl Device {
         let changed = change(state);
         let mut started = Ok(());
         for (pair, room) in pairs.clone().zip(&mut rooms) {
-            started = started.and(state.start_pair(pair, room));
+            started = started.and(state.start_pair(pair, room, places));
             let bit = 1 << pair;
             running.pairs = if room.runs() { running.pairs | bit } else { running.pairs & !bit };
         }
@@ -305,6 +310,11 @@ impl Device {
         })
     }
 
+    /// Forgets where a ring was: its frontend knows, or its driver is gone.
+    pub(super) fn forget(&self, index: usize) {
+        self.places.keeper(index).forget();
+    }
+
     /// Forgets the guest's driver. The memory is not its affair: QEMU sends only what changes of it.
     pub(super) fn reset(&mut self) -> Result<(), DeviceError> {
         let fresh = State::new(self.pairs);
@@ -312,7 +322,9 @@ impl Device {
             let memory = Arc::clone(&state.memory);
             *state = State { protocol: state.protocol, memory, ..fresh };
             Ok(())
-        })
+        })?;
+        (0..self.state.vrings.len()).for_each(|index| self.forget(index));
+        Ok(())
     }
 
     /// The connection is over. Faults and announcements of its guest are forgotten with it.

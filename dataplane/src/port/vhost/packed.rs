@@ -4,7 +4,7 @@
 //! Two flag bits of a descriptor say whose it is, by a wrap counter that each side turns over with each round. A chain lies
 //! in a row, and one used descriptor at its first place stands for all of it. The used descriptors of a batch are written
 //! as they come, but for the flags of the first: the driver waits there, so it sees all of them or none. Each store is a release,
-//! so whoever is killed has done those up to one of them ([`recover`]).
+//! so whoever is killed has done those up to one of them ([`resume`], and without a record [`recover`]).
 
 #![allow(unsafe_code)]
 
@@ -16,7 +16,8 @@ use super::chain::{Chain, Chains, Direction, Pieces, Plain, Run, Stop, Table};
 use super::inflight::{self, InflightError};
 use super::log::DirtyLog;
 use super::memory::GuestMemory;
-use super::ring::{Fault, Parts, SetupError};
+use super::places::{Identity, Keeper, LastBatch};
+use super::ring::{Fault, Parts, SetupError, Witness};
 use super::split::{aligned, is_passed};
 use crate::virtio::RING_MAX;
 use crate::virtio::features::Features;
@@ -26,6 +27,7 @@ use crate::virtio::layout::{
 };
 
 mod recover;
+mod resume;
 
 /// Bytes of a descriptor.
 const DESCRIPTOR: usize = size_of::<PackedDescriptor>();
@@ -100,6 +102,8 @@ pub(super) struct Packed {
     /// The guest physical addresses of the ring and of the device's event suppression, if writes are logged.
     log: Option<(u64, u64)>,
     inflight: Option<Box<inflight::Packed>>,
+    /// Where the last batch is written down, if there is no such record.
+    keeper: Option<Keeper>,
     /// The chains that are in flight, by the name that the record has for them. Those that whoever had the ring before left
     /// are here before they are looked at.
     taken: VecDeque<u16>,
@@ -141,6 +145,7 @@ impl Packed {
             // hw/virtio/vhost.c); the ring's is its own.
             log: parts.log.map(|log| (ring_guest, log)),
             inflight: None,
+            keeper: None,
             taken: VecDeque::new(),
         };
         packed.disarm(None);
@@ -169,6 +174,29 @@ impl Packed {
         self.taken = recovered.chains.iter().map(|chain| chain.entry).collect();
         self.inflight = Some(Box::new(inflight));
         Ok(())
+    }
+
+    /// Goes on where the frontend says, or where somebody else was killed: by what that one wrote down if the ring agrees, else by
+    /// the ring alone.
+    pub(super) fn go_on(
+        &mut self,
+        kept: Option<(Keeper, Identity)>,
+        witness: Witness,
+        log: Option<&DirtyLog>,
+    ) {
+        let (keeper, ring) = kept.unzip();
+        let last = keeper.as_ref().zip(ring).and_then(|(keeper, ring)| keeper.last(ring));
+        self.keeper = keeper;
+        if witness == Witness::Frontend && !last.is_some_and(|last| self.resume(last, log)) {
+            self.find_place(log);
+        }
+        let is_written =
+            |keeper: &Keeper, ring| keeper.last(ring).is_some_and(|last| last.to == self.next.bits());
+        if let Some((keeper, ring)) = self.keeper.as_ref().zip(ring)
+            && !is_written(keeper, ring)
+        {
+            keeper.begin(ring, self.next.bits());
+        }
     }
 
     /// One half of the descriptor at a place.
@@ -374,6 +402,9 @@ impl Chains for Packed {
     #[inline(always)]
     fn publish(&mut self, log: Option<&DirtyLog>) -> u16 {
         let Some((place, word)) = self.first.take() else { return 0 };
+        if let Some(keeper) = &self.keeper {
+            keeper.put(LastBatch { from: place.bits(), to: self.next.bits() });
+        }
         let mut inflight = self.inflight.take();
         let store = || self.word(place.index, 1).store(word, Ordering::Release);
         match &mut inflight {

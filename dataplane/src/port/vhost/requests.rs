@@ -148,6 +148,7 @@ impl VhostUserBackendReqHandlerMut for Device {
             vring.stop();
             vring.base(features)
         })?;
+        self.forget(index as usize);
         Ok(VhostUserVringState::new(index, base))
     }
 

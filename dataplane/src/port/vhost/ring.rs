@@ -13,6 +13,7 @@ use super::inflight::InflightError;
 use super::log::DirtyLog;
 use super::memory::GuestMemory;
 use super::packed::{Packed, Place};
+use super::places::{Identity, Keeper};
 use super::split::Split;
 use super::transfer::{Pool, Transfer};
 use crate::batch::Batch;
@@ -127,6 +128,9 @@ pub struct Setup {
     /// Where chains in flight are written down, if the frontend wants that. If somebody had the ring before, the ring begins
     /// where that one was killed, whatever `base` says, with the chains that it left; a region that cannot be used is ignored.
     pub inflight: Option<inflight::Queue>,
+    /// Where the place in a packed ring is written down, if there is no inflight region. If somebody had the ring before and was
+    /// killed, it begins where that one was, whatever `base` says, unless the ring disagrees.
+    pub keeper: Option<Keeper>,
 }
 
 /// A ring in use, of either format.
@@ -146,7 +150,7 @@ impl Ring {
     /// # Errors
     /// [`SetupError`].
     pub fn start(mut setup: Setup) -> Result<Ring, SetupError> {
-        let inflight = setup.inflight.take();
+        let (inflight, keeper) = (setup.inflight.take(), setup.keeper.take());
         let Setup { ref memory, parts, size, base, witness, features, .. } = setup;
         let kind = match features.has(Features::RING_PACKED) {
             false => {
@@ -158,8 +162,10 @@ impl Ring {
                 let mut packed = Packed::start(memory, parts, (size, Place::of(base as u16)), features)?;
                 match inflight {
                     Some(queue) => packed.recover(queue).unwrap_or_else(untracked),
-                    None if witness == Witness::Frontend => packed.find_place(setup.log.as_deref()),
-                    None => {}
+                    None => {
+                        let ring = memory.guest_of(parts.descriptors).map(|guest| Identity { guest, size });
+                        packed.go_on(keeper.zip(ring), witness, setup.log.as_deref());
+                    }
                 }
                 Kind::Packed(packed)
             }

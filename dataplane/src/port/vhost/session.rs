@@ -15,6 +15,7 @@ use tracing::{info, warn};
 use super::conversation::{Conversation, End, timeout};
 use super::device::Device;
 use super::lanes::{Lanes, lock};
+use super::places::Places;
 use super::relay::Refusal;
 use super::signal::Alarm;
 use super::socket::{self, Listener};
@@ -95,15 +96,16 @@ pub(super) struct Session {
     request: Request,
     shared: Arc<Shared>,
     finder: Finder,
+    places: Arc<Places>,
     log: Log,
     /// When the queues became others that the log does not have yet.
     unsaid: Option<Instant>,
 }
 
 impl Session {
-    pub(super) fn new(request: Request, shared: Arc<Shared>, finder: Finder) -> Session {
-        let log = Log::new(&request.name);
-        Session { request, shared, finder, log, unsaid: None }
+    pub(super) fn new(request: Request, shared: Arc<Shared>, finder: Finder, places: Places) -> Session {
+        let (log, places) = (Log::new(&request.name), Arc::new(places));
+        Session { request, shared, finder, places, log, unsaid: None }
     }
 
     /// Until it is stopped.
@@ -184,7 +186,12 @@ impl Session {
         self.begin(stream);
         let shared = Arc::clone(&self.shared);
         let Request { pairs, mtu, .. } = self.request;
-        let device = Arc::new(Mutex::new(Device::new(pairs, mtu, Arc::clone(&shared.lanes))));
+        let device = Arc::new(Mutex::new(Device::new(
+            pairs,
+            mtu,
+            Arc::clone(&shared.lanes),
+            Arc::clone(&self.places),
+        )));
         let talk = Conversation { stream, alarm: &shared.alarm, device: &device, patience: PATIENCE };
         let end = talk.run(|device, refusal| self.tell(device, refusal));
         lock(&device).close();

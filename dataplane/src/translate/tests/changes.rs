@@ -3,7 +3,7 @@
 use flowtable::flow::{Birth, Flow};
 use proptest::prelude::*;
 
-use super::lab::{Draft, Lab, mac};
+use super::lab::{Draft, Lab, mac, reader};
 use super::megaflow::{BITS, Shape, frame, shape};
 use super::{FROM_2, TO_2, TO_ALL, out_of, overlay};
 use crate::revalidate::is_still_so;
@@ -19,7 +19,7 @@ fn flow(lab: &Lab, frame: &str) -> Flow {
 
 /// Is the flow what a frame would make now?
 fn is_current(lab: &Lab, flow: &Flow) -> bool {
-    is_still_so(flow, &translate(lab.view(), &flow.key(), &mut Silent), lab.view())
+    is_still_so(flow, &translate(lab.view(), &flow.key(), &mut Silent), lab.view(), &reader())
 }
 
 fn renumber(draft: &mut Draft, segment: &str, to: u32) {

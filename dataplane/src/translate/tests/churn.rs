@@ -9,10 +9,12 @@ use flowtable::field::Field;
 use flowtable::flow::{Birth, Decision, Flow};
 use flowtable::id::{BridgeId, Place, PortId, SegmentId};
 use flowtable::key::FlowKey;
+use flowtable::megaflow::Reader;
 use proptest::prelude::*;
 
-use super::lab::{Draft, Lab, card, ip, mac};
+use super::lab::{Draft, Lab, card, ip, mac, reader};
 use super::megaflow::{Shape, frame, shape};
+use crate::revalidate::amend::By;
 use crate::revalidate::is_still_so;
 use crate::segment::Network;
 use crate::snapshot::Snapshot;
@@ -277,40 +279,53 @@ fn event() -> impl Strategy<Value = Event> {
 }
 
 /// A poller's flows, and what it still has to look at.
-#[derive(Default)]
 struct Cache {
     flows: Vec<Flow>,
     precedents: Precedents,
+    reader: Reader,
+    /// Flows that were amended.
+    amended: usize,
 }
 
 impl Cache {
+    fn new() -> Cache {
+        let reader = reader();
+        Cache { flows: Vec::new(), precedents: Precedents::at(reader.home()), reader, amended: 0 }
+    }
+
     /// An upcall: what it teaches is learned, and the flow kept.
     fn upcall(&mut self, view: View<'_>, key: &FlowKey) {
         let decision = decide(&mut self.precedents, view, key);
         let changed = upcall::apply(&decision.effects, view.snapshot, &[], view.now);
         if decision.cacheable {
             let birth = Birth { generation: view.snapshot.generation, pollers: 1, now: view.now };
-            self.flows.push(Flow::new(key, decision, birth));
+            self.flows.push(self.precedents.flow(key, decision, birth));
         }
         self.note(view, changed);
     }
 
     /// Learned entries changed: a round of the revalidator.
     fn note(&mut self, view: View<'_>, bits: u64) {
+        if bits != 0 {
+            self.precedents.unsettle();
+        }
         self.flows.retain(|flow| {
             let mut today = || decide(&mut self.precedents, view, &flow.key());
-            flow.depends() & bits == 0 || is_still_so(flow, &today(), view)
+            flow.depends() & bits == 0 || is_still_so(flow, &today(), view, &self.reader)
         });
     }
 
-    /// A frame follows each flow that still holds; others are translated again.
+    /// A frame follows each flow that still holds, or that is amended; others are translated again.
     fn follow(&mut self, view: View<'_>) -> Result<(), TestCaseError> {
         let mut stale = Vec::new();
         for flow in &self.flows {
             let today = decide(&mut self.precedents, view, &flow.key());
-            if view.snapshot.holds(flow) {
-                prop_assert!(flow.is_by(&today), "followed: {:?}\ntoday: {:?}", flow, today);
-                let taught = is_still_so(flow, &today, view) || may_not_teach(flow, view);
+            let mut by = By { precedents: &mut self.precedents, reader: &self.reader };
+            let amended = !view.snapshot.holds(flow) && amend(&mut by, view, flow, &today);
+            self.amended += usize::from(amended);
+            if amended || view.snapshot.holds(flow) {
+                prop_assert!(flow.is_by(&today, &self.reader), "followed: {:?}\ntoday: {:?}", flow, today);
+                let taught = is_still_so(flow, &today, view, &self.reader) || may_not_teach(flow, view);
                 prop_assert!(taught, "not taught any more: {:?}", flow);
             } else {
                 stale.push(flow.key());
@@ -320,6 +335,11 @@ impl Cache {
         stale.iter().for_each(|key| self.upcall(view, key));
         Ok(())
     }
+}
+
+/// Amends a flow by what is there already, or else by what is decided today.
+fn amend(by: &mut By<'_>, view: View<'_>, flow: &Flow, today: &Decision) -> bool {
+    by.precedent(view, flow, &flow.key()) || by.decision(view, (flow, flow.generation()), today)
 }
 
 /// What a poller decides, which must not differ by what it decided before; nor for another pair of stations, taken by turns.
@@ -416,7 +436,7 @@ proptest! {
         let mut lab = lab(&shape);
         let frames = frames.iter().map(String::as_str).chain(ALWAYS.iter().copied());
         let keys: Vec<FlowKey> = frames.map(|frame| lab.key(frame)).collect();
-        let mut cache = Cache::default();
+        let mut cache = Cache::new();
         keys.iter().for_each(|key| cache.upcall(lab.view(), key));
         for event in events {
             run(&mut lab, &mut cache, &keys, event)?;

@@ -12,6 +12,7 @@ use flowtable::flow::Decision;
 use flowtable::id::{BridgeId, Place, PortId, SegmentId};
 use flowtable::key::FlowKey;
 use flowtable::lpm::Prefix;
+use flowtable::megaflow::{Limits, Megaflows, Reader};
 use flowtable::text;
 use flowtable::time::Instant;
 
@@ -53,6 +54,11 @@ pub fn card(address: &str) -> MacAddr {
         IpAddr::V6(v6) => 0x60 + v6.octets()[15],
     };
     MacAddr([2, 0xff, 0, 0, 0, last])
+}
+
+/// A reader, of no table in particular.
+pub fn reader() -> Reader {
+    Arc::new(Megaflows::new(Limits { flows: 1, masks: 1 })).reader()
 }
 
 pub fn ip(text: &str) -> IpAddr {

@@ -1,4 +1,5 @@
-//! Where a packed ring was left by a switch that was killed, by what is in the ring.
+//! Where a packed ring was left by a switch that was killed, by what is in the ring: for where nothing was written down
+//! ([`super::resume`]), or of another ring.
 //!
 //! QEMU has no inflight region for network devices, and of a packed ring it does not know where its backend was: after a lost
 //! connection it gives a base from long ago (`virtio_queue_packed_restore_last_avail_idx` of hw/virtio/virtio.c is empty;
@@ -46,12 +47,30 @@ struct Claim {
     gaps: bool,
 }
 
+/// How often a ring is read whose driver writes past its end meanwhile.
+const LOOKS: usize = 4;
+
 impl Packed {
+    /// What is in the ring.
+    pub(super) fn look(&self) -> Vec<PackedDescriptor> {
+        let look = |_| {
+            let mut ring: Vec<_> = (0..self.size).rev().map(|index| self.descriptor(index)).collect();
+            // A driver that goes on meanwhile goes forward, and so was not further at a place read later.
+            ring.reverse();
+            ring
+        };
+        let mut looks = (0..LOOKS).map(look);
+        let first = looks.next().unwrap_or_default();
+        if oldest(&first).is_some() {
+            first
+        } else {
+            looks.find(|ring| oldest(ring).is_some()).unwrap_or(first)
+        }
+    }
+
     /// Goes on where a switch that was killed was, if the ring proves that this is not where the frontend says.
-    pub(in crate::port::vhost) fn find_place(&mut self, log: Option<&DirtyLog>) {
-        let mut ring: Vec<_> = (0..self.size).rev().map(|index| self.descriptor(index)).collect();
-        // A driver that goes on meanwhile goes forward, and so was not further at a place read later.
-        ring.reverse();
+    pub(super) fn find_place(&mut self, log: Option<&DirtyLog>) {
+        let ring = self.look();
         let Some(left) = left(&ring, Claim { base: self.next, gaps: self.in_order }) else { return };
         tracing::info!(
             "vhost: packed ring goes on at {}, not at {} as its frontend says; {} chains go back empty",
@@ -88,7 +107,7 @@ fn left(ring: &[PackedDescriptor], claim: Claim) -> Option<Left> {
 }
 
 /// The place that the driver wrote first of all that are there, in the round in which it did.
-fn oldest(ring: &[PackedDescriptor]) -> Option<Place> {
+pub(super) fn oldest(ring: &[PackedDescriptor]) -> Option<Place> {
     let wrap = |slot: &PackedDescriptor| slot.flags & AVAIL != 0;
     let first = wrap(ring.first()?);
     let turn = ring.iter().position(|slot| wrap(slot) != first).unwrap_or(0);
@@ -96,7 +115,7 @@ fn oldest(ring: &[PackedDescriptor]) -> Option<Place> {
     ring[turn..].iter().all(|slot| wrap(slot) == oldest.wrap).then_some(oldest)
 }
 
-fn is_used(slot: &PackedDescriptor) -> bool {
+pub(super) fn is_used(slot: &PackedDescriptor) -> bool {
     (slot.flags & AVAIL != 0) == (slot.flags & USED != 0)
 }
 
@@ -115,7 +134,7 @@ impl fmt::Display for Place {
 
 impl Place {
     /// Places from `oldest` to this in a ring of `size`; more than `size` if this lies before it.
-    fn since(self, oldest: Place, size: u16) -> u16 {
+    pub(super) fn since(self, oldest: Place, size: u16) -> u16 {
         let round = if self.wrap == oldest.wrap { 0 } else { u32::from(size) };
         let (here, there) = (u32::from(self.index) + round, u32::from(oldest.index));
         // Two rounds are as none.

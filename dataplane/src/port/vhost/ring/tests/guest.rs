@@ -8,6 +8,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::super::*;
 use crate::port::vhost::memory::{Region, RegionSpec};
+use crate::port::vhost::places::Places;
 use crate::virtio::layout::{AVAIL, INDIRECT, NEXT, USED, WRITE};
 
 /// Two regions that touch each other, then a hole.
@@ -108,6 +109,7 @@ impl Guest {
             call: Some(Arc::clone(&self.call)),
             log: None,
             inflight: None,
+            keeper: Places::private().ok().map(|places| places.keeper(0)),
         }
     }
 

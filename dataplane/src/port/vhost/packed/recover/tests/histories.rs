@@ -1,5 +1,7 @@
 //! A driver, and devices that are killed one after the other.
 
+mod resumed;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 

@@ -1,0 +1,195 @@
+//! What was found out lately of stations, for as long as nothing else was learned: the precedent for frames to one, and whether
+//! what frames teach is known.
+//!
+//! When a segment is renumbered all of its flows are to be decided anew, a million perhaps between two thousand stations. Each
+//! station is looked for once then, and not with each flow: bench `mapping`, `renumber-all`. What is remembered of a station lies in one cache
+//! line. Where there are more stations than room, or somebody learns all the time, it costs what looking costs.
+
+use encap::field::MacAddr;
+use flowtable::action::Effect;
+use flowtable::list::List;
+use flowtable::prefetch;
+
+use super::View;
+use super::precedent::spread;
+use crate::revalidate::is_known_learning;
+
+/// How many things of a kind are remembered: a power of two.
+const MOST: usize = 4096;
+/// Things that share a line.
+const WAYS: usize = 4;
+
+/// Something that was found out at a moment. None is the moment zero.
+#[derive(Debug, Default)]
+struct Found<T> {
+    moment: u32,
+    it: T,
+}
+
+/// Things that may lie in the same line.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct Set<T>([Found<T>; WAYS]);
+
+/// What holds since a moment, and no longer than that.
+#[derive(Debug)]
+struct Memory<T>(Vec<Set<T>>);
+
+impl<T> Default for Memory<T> {
+    fn default() -> Self {
+        Memory(Vec::new())
+    }
+}
+
+impl<T: Default> Memory<T> {
+    fn index(hash: u64) -> usize {
+        hash as usize % (MOST / WAYS)
+    }
+
+    fn prefetch(&self, hash: u64) {
+        self.0.get(Self::index(hash)).into_iter().for_each(|set| prefetch(set));
+    }
+
+    /// What was found out at this moment, and `is` it.
+    #[inline]
+    fn get(&self, (hash, moment): (u64, u32), is: impl Fn(&T) -> bool) -> Option<&T> {
+        let Set(ways) = self.0.get(Self::index(hash))?;
+        ways.iter().find(|found| found.moment == moment && is(&found.it)).map(|found| &found.it)
+    }
+
+    /// Remembers, in the place of something older if there is any.
+    fn put(&mut self, (hash, moment): (u64, u32), it: T) {
+        self.0.resize_with(MOST / WAYS, Set::default);
+        let Set(ways) = &mut self.0[Self::index(hash)];
+        let older = ways.iter().position(|found| found.moment != moment);
+        ways[older.unwrap_or((hash >> 32) as usize % WAYS)] = Found { moment, it };
+    }
+}
+
+/// A precedent: where it is, and its number, as another may come there.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Which {
+    pub number: u32,
+    pub at: u16,
+}
+
+/// The precedent for frames to somebody, in few bytes.
+#[derive(Debug, Default)]
+struct Receiver {
+    number: u32,
+    at: u16,
+    mac: MacAddr,
+}
+
+/// What was found out since something else was learned.
+#[derive(Debug)]
+pub(super) struct Settled {
+    moment: u32,
+    receivers: Memory<Receiver>,
+    taught: Memory<Option<List<Effect>>>,
+}
+
+const _: () = assert!(size_of::<Set<Receiver>>() == 64 && size_of::<Set<Option<List<Effect>>>>() == 64);
+
+impl Default for Settled {
+    fn default() -> Self {
+        Settled { moment: 1, receivers: Memory::default(), taught: Memory::default() }
+    }
+}
+
+impl Settled {
+    /// What was found out holds no more.
+    pub fn forget(&mut self) {
+        self.moment = self.moment.checked_add(1).unwrap_or_else(|| {
+            *self = Settled::default();
+            self.moment
+        });
+    }
+
+    /// Asks for the memory that the questions about a flow take.
+    pub fn prefetch(&self, (receiver, kind): (MacAddr, u64), effects: Option<&List<Effect>>) {
+        self.receivers.prefetch(to(receiver, kind));
+        if let Some(effects) = effects {
+            self.taught.prefetch(address(effects));
+            prefetch(effects.as_ptr());
+        }
+    }
+
+    /// The precedent for frames of some kind to this receiver.
+    #[inline]
+    pub fn precedent(&self, (receiver, kind): (MacAddr, u64)) -> Option<Which> {
+        let at = (to(receiver, kind), self.moment);
+        let &Receiver { number, at, .. } = self.receivers.get(at, |known| known.mac == receiver)?;
+        Some(Which { number, at })
+    }
+
+    pub fn settle(&mut self, (receiver, kind): (MacAddr, u64), which: Which) {
+        let Which { number, at } = which;
+        self.receivers.put((to(receiver, kind), self.moment), Receiver { number, at, mac: receiver });
+    }
+
+    /// Is what a flow teaches known, and all of it where stations live?
+    #[inline]
+    pub fn is_known(&mut self, view: View<'_>, effects: Option<&List<Effect>>) -> bool {
+        let Some(effects) = effects else { return true };
+        let at = (address(effects), self.moment);
+        let is = |known: &Option<List<Effect>>| known.as_ref().is_some_and(|known| known.is_same(effects));
+        if self.taught.get(at, is).is_some() {
+            return true;
+        }
+        let known = effects.iter().all(|effect| is_known_learning(effect, view));
+        if known {
+            self.taught.put(at, Some(effects.clone()));
+        }
+        known
+    }
+}
+
+fn to(receiver: MacAddr, kind: u64) -> u64 {
+    spread(receiver.to_u64() ^ spread(kind))
+}
+
+fn address(effects: &List<Effect>) -> u64 {
+    spread(effects.as_ptr().addr() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_settled_holds_until_something_is_learned() {
+        let mut settled = Settled::default();
+        let [a, b] = [1, 2].map(|n| (MacAddr::from_u64(n), 7));
+        let which = Which { number: 9, at: 3 };
+        assert_eq!(settled.precedent((MacAddr::default(), 0)), None, "nothing is there to begin with");
+        settled.settle(a, which);
+        assert_eq!((settled.precedent(a), settled.precedent(b)), (Some(which), None));
+        settled.forget();
+        assert_eq!(settled.precedent(a), None);
+    }
+
+    #[test]
+    fn there_is_no_moment_twice() {
+        let mut settled = Settled { moment: u32::MAX - 1, ..Settled::default() };
+        let a = (MacAddr::from_u64(1), 7);
+        for _ in 0..4 {
+            settled.settle(a, Which::default());
+            assert!(settled.precedent(a).is_some());
+            settled.forget();
+            assert_eq!(settled.precedent(a), None);
+        }
+    }
+
+    #[test]
+    fn as_much_is_remembered_as_there_is_room_for() {
+        let mut settled = Settled::default();
+        let all = || (0..MOST as u64 / 4).map(|n| (MacAddr::from_u64(n), 7));
+        all().zip(0..).for_each(|(to, at)| settled.settle(to, Which { number: 1, at }));
+        let right =
+            all().zip(0..).filter(|(to, at)| settled.precedent(*to).is_some_and(|w| w.at == *at)).count();
+        let wrong =
+            all().zip(0..).filter(|(to, at)| settled.precedent(*to).is_some_and(|w| w.at != *at)).count();
+        assert!(right > MOST / 4 * 9 / 10 && wrong == 0, "{right}");
+    }
+}

@@ -282,7 +282,7 @@ impl Flow {
 
     #[inline]
     fn head(&self) -> &Head {
-        // SAFETY: the row is not freed before the last user is gone, and only counters in it change.
+        // SAFETY: the row is not freed before the last user is gone, and what changes in it is atomic.
         unsafe { self.0.as_ref() }
     }
 
@@ -373,7 +373,8 @@ impl Flow {
         (home == member.epoch() || home == 0).then(|| unsafe { self.head().course.actions() })
     }
 
-    /// Is it still checked against this generation? To be asked after [`Flow::read`]: then what was read was for this one.
+    /// Is it still checked against this generation? To be asked after [`Flow::read`]: then what was read was for this one, if
+    /// the flow was of this one before, too.
     #[inline]
     pub(crate) fn is_of(&self, generation: u64) -> bool {
         self.head().generation.load(Ordering::Relaxed) == generation

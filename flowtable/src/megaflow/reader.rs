@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::heads::Looks;
 use super::subtable::{Garbage, SHARDS, Subtable};
-use super::{Megaflows, RECLAIM};
+use super::{LIMBO, Megaflows, RECLAIM};
 use crate::action::Action;
 use crate::epoch::Member;
 use crate::flow::{Amendment, Flow, FlowRef, Home, Seat};
@@ -50,6 +50,9 @@ const FEW: usize = 6;
 
 /// How many pairs of neighbours say for a batch whether it is worth to compare all (bench `forward`: `l2/1000`).
 const SAMPLES: usize = 4;
+
+/// The most lists that the limbo gets at once: who frees them holds the lock.
+const HANDED: usize = 4096;
 
 /// How far a visit of all flows has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -98,7 +101,8 @@ impl Reader {
         flow.read(&self.member)
     }
 
-    /// What a flow of this table does by the tables of this generation; `None` if it was not checked against these.
+    /// What a flow of this table, which was of this [generation](Flow::generation) when the caller looked, does by the tables of
+    /// it; `None` if it is not of this generation any more. Who has not looked before may get what it did by the one before.
     #[inline]
     pub fn actions_at<'r>(&'r self, flow: &'r Flow, generation: u64) -> Option<&'r [Action]> {
         let actions = self.actions(flow)?;
@@ -106,9 +110,11 @@ impl Reader {
     }
 
     /// Has a flow that it [owns](Reader::owns), and that was checked against generation `from`, do something else from
-    /// generation `to` on, neither [dead](crate::flow::DEAD). False if it cannot: somebody else confirmed or removed it.
+    /// generation `to` on, neither [dead](crate::flow::DEAD). False if it cannot: somebody else confirmed or removed it, or
+    /// some reader lets go of nothing, and what flows did before is as much already as there may be flows.
     pub fn amend(&self, flow: &Flow, (from, to): (u64, u64), now: Amendment) -> bool {
-        if !self.owns(flow) {
+        let waiting = self.retired.borrow().len();
+        if !self.owns(flow) || waiting >= self.table.limits.flows + LIMBO {
             return false;
         }
         // SAFETY: the flow has our table's home. What it did goes into the limbo; or it is dropped, but then the limbo gets another
@@ -121,12 +127,15 @@ impl Reader {
         true
     }
 
-    /// Gives the limbo what amended flows did before, unless somebody is writing.
+    /// Gives the limbo what amended flows did before, unless somebody is writing, or the limbo is behind: then it waits here.
     #[cold]
     fn retire(&mut self) {
-        if let Ok(mut state) = self.table.state.try_lock() {
-            state.limbo.retire(Garbage::Lists(self.retired.take()));
-            state.limbo.reclaim(RECLAIM);
+        let Ok(mut state) = self.table.state.try_lock() else { return };
+        state.limbo.reclaim(RECLAIM);
+        if state.limbo.len() < LIMBO {
+            let retired = self.retired.get_mut();
+            let rest = retired.len().saturating_sub(HANDED);
+            state.limbo.retire(Garbage::Lists(retired.split_off(rest)));
         }
     }
 

@@ -383,6 +383,27 @@ fn what_amended_flows_did_is_freed_when_all_readers_have_passed() {
     assert_eq!(flow.generation(), 3);
 }
 
+#[test]
+fn a_reader_that_never_quiesces_cannot_make_what_flows_did_grow_without_bound() {
+    let table = Arc::new(Megaflows::new(Limits { flows: 2, masks: 1 }));
+    let (mut owner, mut slow) = (table.reader(), table.reader());
+    let (flow, first) = amendable(&owner, 7);
+    let mut amend_all = |from: u64| {
+        (from..from + 10_000)
+            .take_while(|from| {
+                let now = Amendment { actions: does(*from), ..first.clone() };
+                owner.quiesce();
+                owner.amend(&flow, (*from, from + 1), now)
+            })
+            .count()
+    };
+    let amended = amend_all(1);
+    assert!((LIMBO..=2 * LIMBO + 2).contains(&amended), "{amended}");
+    slow.quiesce();
+    assert!(table.reclaim(usize::MAX) >= LIMBO);
+    assert_ne!(amend_all(1 + amended as u64), 0, "and goes on");
+}
+
 /// One poller amends all the time, others follow: what they do is of the generation that they follow by.
 #[test]
 fn readers_beside_who_amends_see_one_generation() {

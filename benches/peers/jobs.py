@@ -14,6 +14,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,13 +48,23 @@ def run(*argv: object, timeout: float = 60) -> str:
     """What a command prints; `Failed` with what it says on standard error."""
     words = [str(a) for a in argv]
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=timeout, check=False,
-                              start_new_session=True, preexec_fn=follow)
-    except (OSError, subprocess.TimeoutExpired) as error:
+        child = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                                 start_new_session=True, preexec_fn=follow)
+    except OSError as error:
         raise Failed(f"{' '.join(words[:6])}: {error}") from error
-    if done.returncode:
-        raise Failed(f"{' '.join(words)[:200]}: {(done.stderr or done.stdout).strip()[-600:]}")
-    return done.stdout
+    with child:
+        try:
+            said, wrong = child.communicate(timeout=timeout)
+        except BaseException as error:
+            # A session of its own hears no Ctrl-C; what the command started goes with it.
+            with suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise Failed(f"{' '.join(words[:6])}: {error}") from error
+            raise
+    if child.returncode:
+        raise Failed(f"{' '.join(words)[:200]}: {(wrong or said).strip()[-600:]}")
+    return said
 
 
 @dataclass

@@ -7,7 +7,7 @@ import platform
 import re
 import shutil
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -140,14 +140,16 @@ def before_others():
     """Whoever is measured meanwhile, and whoever generates, goes before all else on the machine. So do those of the
     kernel's threads that all of them wait for: else they would be last, and everybody with them."""
     threads = [int(comm.parent.name) for comm in Path("/proc").glob("[0-9]*/comm") if named(comm, KERNELS)]
-    before = {pid: os.getpriority(os.PRIO_PROCESS, pid) for pid in (0, *threads)}
-    for pid in before:
-        os.setpriority(os.PRIO_PROCESS, pid, URGENT)
+    before: dict[int, int] = {}
     try:
+        for pid in (0, *threads):
+            before[pid] = os.getpriority(os.PRIO_PROCESS, pid)
+            os.setpriority(os.PRIO_PROCESS, pid, URGENT)
         yield
     finally:
         for pid, own in before.items():
-            os.setpriority(os.PRIO_PROCESS, pid, own)
+            with suppress(ProcessLookupError):  # a core that was taken away, with its threads
+                os.setpriority(os.PRIO_PROCESS, pid, own)
 
 
 def named(comm: Path, name: str | tuple[str, ...]) -> bool:

@@ -33,7 +33,8 @@ const ADMIT: u32 = 100;
 /// Keys that are looked for between two looks at how many were found. Long enough for a working set that has just become
 /// small to get in past [`ADMIT`].
 const WINDOW: u32 = 1 << 17;
-/// A window in which not one in so many was found is followed by sleep.
+/// A window in which not one in so many was found is followed by sleep. Bench `forward`, l2/100000, in a noisy hour: 136 cycles
+/// a frame at best, 277 in the median; 165 and 372 if it never sleeps.
 const WORTH: u32 = 8;
 /// So many windows long.
 const SLEEP: u32 = 7;

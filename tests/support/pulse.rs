@@ -48,13 +48,18 @@ impl Pulse {
         within(limit, &format!("{n} more answers"), || self.count() >= goal);
     }
 
+    /// The longest time between two answers, from when there had been `n` on.
+    pub fn gap_since(&self, n: usize) -> Duration {
+        let answers = self.answers();
+        let gaps = answers.windows(2).skip(n.saturating_sub(1)).map(|pair| pair[1] - pair[0]);
+        Duration::from_secs_f64(gaps.fold(0.0, f64::max))
+    }
+
     /// Stops, and says how long the longest time between two answers was.
     pub fn stop(mut self) -> Duration {
         kill(Pid::from_raw(self.ping.id() as i32), Signal::SIGINT).expect("our own child");
         self.ping.wait().expect("its status");
-        let answers = self.answers();
-        let gaps = answers.windows(2).map(|pair| pair[1] - pair[0]);
-        Duration::from_secs_f64(gaps.fold(0.0, f64::max))
+        self.gap_since(0)
     }
 }
 

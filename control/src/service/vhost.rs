@@ -155,8 +155,12 @@ impl Guests {
             let request = placed(&self.home, request);
             let bell = Arc::clone(&self.bell);
             let changed = Box::new(move || bell.ring(id));
-            let places = places(&self.home, &request.name)?;
+            let (places, trouble) = places(&self.home, &request.name)?;
             let port = VhostUser::start_at(request.clone(), places, changed).map_err(|e| e.to_string())?;
+            // Once: a port that cannot start is tried again each second.
+            if let Some(trouble) = trouble {
+                tracing::warn!(port = request.name, "{trouble}");
+            }
             self.sessions.insert(id, Session { request, port });
         }
         let session = &self.sessions[&id];
@@ -202,16 +206,14 @@ fn places_of(home: &Path, port: &str) -> PathBuf {
     home.join(format!(".{port}.rings"))
 }
 
-/// The places of a port: a file, or if there cannot be one, memory that ends with the session.
-fn places(home: &Path, port: &str) -> Result<Places, String> {
+/// The places of a port: a file, or if there cannot be one, memory that ends with the session, and what that means.
+fn places(home: &Path, port: &str) -> Result<(Places, Option<String>), String> {
     let path = places_of(home, port);
-    Places::open(&path).or_else(|error| {
-        tracing::warn!(
-            port,
-            "{}: {error}; a VM with packed rings may be cut off if the switch is killed",
-            path.display()
-        );
-        Places::private().map_err(|error| error.to_string())
+    Places::open(&path).map(|places| (places, None)).or_else(|error| {
+        let path = path.display();
+        let trouble =
+            format!("{path}: {error}; a VM with packed rings may be cut off if the switch is killed");
+        Ok((Places::private().map_err(|error| error.to_string())?, Some(trouble)))
     })
 }
 

@@ -65,16 +65,7 @@ impl Places {
     /// # Errors
     /// [`PlacesError`].
     pub fn open(path: &Path) -> Result<Places, PlacesError> {
-        let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
-        let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(flags.bits());
-        let file = options.open(path).map_err(PlacesError::Open)?;
-        let found = file.metadata().map_err(PlacesError::Open)?;
-        let is_ours = found.uid() == geteuid().as_raw() && found.nlink() == 1 && found.mode() & 0o077 == 0;
-        if !found.is_file() || !is_ours {
-            return Err(PlacesError::NotOurs);
-        }
-        let file = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| PlacesError::Taken)?;
+        let file = lock(OpenOptions::new().create(true).truncate(false).mode(0o600), path)?;
         // Pages that are there: a full disk is found now.
         posix_fallocate(&*file, 0, BYTES as i64).map_err(|errno| PlacesError::Open(errno.into()))?;
         let mapping = Mapping::new(file.try_clone().map_err(PlacesError::Open)?, 0, BYTES)?;
@@ -95,9 +86,9 @@ impl Places {
         Ok(Places { mapping: Arc::new(mapping), _file: None })
     }
 
-    /// Takes the file of a port that is no more away.
+    /// Takes the file of a port that is no more away, unless another switch uses it.
     pub fn remove(path: &Path) {
-        if fs::symlink_metadata(path).is_ok_and(|there| there.is_file()) {
+        if let Ok(_file) = lock(&mut OpenOptions::new(), path) {
             let _ = fs::remove_file(path);
         }
     }
@@ -112,6 +103,18 @@ impl Places {
         let cells = unsafe { self.mapping.base().add(index * STRIDE) }.cast();
         Keeper { cells, _mapping: Arc::clone(&self.mapping) }
     }
+}
+
+/// A file that is ours alone, and nobody's else as long as this lives.
+fn lock(options: &mut OpenOptions, path: &Path) -> Result<Flock<File>, PlacesError> {
+    let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
+    let file = options.read(true).write(true).custom_flags(flags.bits()).open(path);
+    let file = Flock::lock(file.map_err(PlacesError::Open)?, FlockArg::LockExclusiveNonblock)
+        .map_err(|_| PlacesError::Taken)?;
+    // Not before: whoever had it may have removed it.
+    let found = file.metadata().map_err(PlacesError::Open)?;
+    let is_ours = found.uid() == geteuid().as_raw() && found.nlink() == 1 && found.mode() & 0o077 == 0;
+    if found.is_file() && is_ours { Ok(file) } else { Err(PlacesError::NotOurs) }
 }
 
 /// Which ring it is, as far as that can be told.
@@ -193,6 +196,8 @@ mod tests {
         let places = Places::open(&path).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o600);
         assert!(matches!(Places::open(&path), Err(PlacesError::Taken)));
+        Places::remove(&path);
+        assert!(path.exists(), "it is in use");
         let last = |index: u16| LastBatch { from: index, to: 0x8000 + index };
         for index in 0..2 * PAIRS_MAX {
             let keeper = places.keeper(index.into());
@@ -211,6 +216,7 @@ mod tests {
             keeper.forget();
             assert_eq!(keeper.last(RING), None);
         }
+        drop(places);
         Places::remove(&path);
         assert!(!path.exists());
     }

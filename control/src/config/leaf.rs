@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use dataplane::tables::{PriorityTags, VlanSet};
 use encap::field::{MacAddr, VlanId};
+use flowtable::flow::MAX_POLLERS;
 use toml::de::DeValue;
 
 use super::read::{Node, Reader, found};
@@ -197,6 +198,13 @@ pub(super) fn cores(node: &Node, reader: &mut Reader) -> Vec<usize> {
         } else {
             cores.push(core);
         }
+    }
+    if cores.len() > MAX_POLLERS {
+        let found = cores.len();
+        reader.wrong(
+            node,
+            format_args!("found {found} cores, each for a poller, expected at most {MAX_POLLERS}"),
+        );
     }
     cores
 }

@@ -246,6 +246,13 @@ flow-limit = 0
         ],
     );
     reports("[switch]\ncores = []", &["2:9: `cores`: the list is empty, expected at least one core"]);
+    let many: Vec<usize> = (0..501).collect();
+    let found =
+        parse_on(&format!("[switch]\ncores = {many:?}"), &Machine { cores: many }).unwrap_err().to_string();
+    assert!(
+        found.contains("2:9: `cores`: found 501 cores, each for a poller, expected at most 500"),
+        "{found}"
+    );
 }
 
 #[test]

@@ -90,7 +90,12 @@ const ATTACKS: [Attack; 11] = [
 /// Of split rings only.
 const SPLIT_ATTACKS: [Attack; 5] = [
     Attack { name: "index that jumps", breach: Breach::Jump(SIZE + 7), says: "available index jumped" },
-    Attack { name: "index that goes back", breach: Breach::Jump(u16::MAX), says: "available index jumped" },
+    // Behind all that the switch may have taken, whether it has looked at the ring before or not.
+    Attack {
+        name: "index that goes back",
+        breach: Breach::Jump((SIZE + 1).wrapping_neg()),
+        says: "available index jumped",
+    },
     Attack { name: "head that is none", breach: Breach::Heads(SIZE), says: "descriptor 256 of 256" },
     Attack {
         name: "next that is none",

@@ -9,7 +9,7 @@ from . import frames, sluice, testpmd
 from .duel import Bench
 from .jobs import Failed, Job, Place, Room, run, wait_for
 from .machine import URGENT, named
-from .net import Namespace
+from .net import Namespace, appears
 from .ovs import Ovs
 
 HERE = Path(__file__).parent
@@ -164,6 +164,25 @@ class RelayTaps(Relay):
 
     name = "read() that blocks, and write()"
     words = ("--tap", *TAPS)
+
+
+class Copier(Switch):
+    """A process that does nothing but read frames of one interface and write them to another, both ways: copier.c."""
+
+    name = "read() and write(), no switching"
+    ends = ("packet:s0", "packet:s1")
+
+    def start(self, bench: Bench, room: Room, netns: Namespace) -> Job:
+        job = room.start(Place(bench.cores.switch, netns.name), compiled(bench, "copier"), *self.ends)
+        for end in self.ends:
+            appears(netns, end.partition(":")[2])
+        return job
+
+
+class CopierHost(Copier):
+    """With a TAP device for the machine itself."""
+
+    ends = ("tap:g0", "packet:s1")
 
 
 class SluiceNetdev(Switch):

@@ -17,8 +17,8 @@ from .jobs import Failed, Place, Room, wait_for
 from .net import Namespace, address, appears, offloads, quiet, veth
 from .stats import GOODPUT, P50, RATE, Figure
 from .switches import (
-    TAPS, Bridge, BridgeHost, OvsHost, OvsNetdev, Relay, RelayTaps, SluiceHost, SluiceNetdev, SluiceTaps, Switch, Testpmd,
-    Wire, XdpFloor,
+    TAPS, Bridge, BridgeHost, Copier, CopierHost, OvsHost, OvsNetdev, Relay, RelayTaps, SluiceHost, SluiceNetdev,
+    SluiceTaps, Switch, Testpmd, Wire, XdpFloor,
 )
 
 MACS = {"g0": frames.SENDER.hex(":"), "k0": frames.RECEIVER.hex(":")}
@@ -32,6 +32,8 @@ SEARCHED = Figure("throughput at no loss", "Mpps", less_is_better=False)
 class Between(Contestant):
     """A switch between two veth pairs whose far ends are in one namespace, or each in its own."""
 
+    figure: Figure
+    """By which the contestants are compared."""
     apart = False
     """Are the far ends in different namespaces?"""
     offloads = "off"
@@ -77,6 +79,8 @@ class Between(Contestant):
 class Forward(Between):
     """As many of the shortest frames as it takes, when more are offered."""
 
+    figure = RATE
+
     def prepare(self) -> None:
         blast.sink(self.room, self.far, "k0")
         self.generator = blast.start(self.bench, self.room, self.near, "g0")
@@ -115,6 +119,8 @@ class Generated(Between):
 class Search(Generated):
     """RFC 2544, section 26.1: the highest rate at which no frame of a trial is lost, made up to three times."""
 
+    figure = SEARCHED
+
     def measure(self, windows: int, seconds: float) -> list[dict[Figure, float]]:
         found = self.pktgen("--search", "--trial", max(0.5, seconds), "--precision", 0.02, "--again", AGAIN)
         trials = found["trials"]
@@ -126,6 +132,7 @@ class Search(Generated):
 class Delay(Generated):
     """Latency at a fixed rate that every contestant should carry."""
 
+    figure = P50
     pps = RATE_PPS
     least_seconds = 1.0
 
@@ -162,11 +169,14 @@ class FirstByTap(FirstFrame):
 
 
 class Tcp(Between):
-    """iperf3 over one connection, with the offloads that the switch gets on with."""
+    """iperf3 over one connection from k0 to g0, with the offloads that the switch gets on with."""
 
+    figure = GOODPUT
     apart = True
-    congestion = ""
-    """The kernel's name of the congestion control; empty: the machine's own."""
+    way: tuple[str, ...] = ("-R",)
+    """The client, at g0, receives."""
+    congestion: tuple[str, ...] = ()
+    """None: the machine's own."""
 
     def __init__(self, bench: Bench, switch: Switch) -> None:
         super().__init__(bench, switch)
@@ -184,10 +194,9 @@ class Tcp(Between):
         self.iperf(1, 1.0)
 
     def iperf(self, windows: int, seconds: float) -> list[float]:
-        """Gbit/s that arrived, window by window."""
+        """Gbit/s at g0's end, window by window."""
         pinned = ("taskset", "-c", self.bench.cores.generator, "timeout", 20 + windows * seconds)
-        control = ("-C", self.congestion) if self.congestion else ()
-        text = self.near.run(*pinned, "iperf3", "-c", "10.9.0.2", "-J", "-R", *control, "-i", seconds, "-t",
+        text = self.near.run(*pinned, "iperf3", "-c", "10.9.0.2", "-J", *self.way, *self.congestion, "-i", seconds, "-t",
                              max(1, round(windows * seconds + 0.5)))
         found = json.loads(text)
         if "error" in found:
@@ -218,10 +227,28 @@ class HostTcp(Tcp):
             end.ip("link", "set", name, "up")
 
 
-class HostCubic(HostTcp):
+class FromHostTcp(HostTcp):
+    """From that machine: g0 sends."""
+
+    way = ()
+
+
+class TcpCubic(Tcp):
     """With what most kernels have by default."""
 
-    congestion = "cubic"
+    congestion = ("-C", "cubic")
+
+
+class HostCubic(HostTcp):
+    """The same."""
+
+    congestion = TcpCubic.congestion
+
+
+class FromHostCubic(FromHostTcp):
+    """The same."""
+
+    congestion = TcpCubic.congestion
 
 
 def netdevs() -> list[Switch]:
@@ -230,15 +257,18 @@ def netdevs() -> list[Switch]:
 
 
 def case(bench: Bench, name: str, test: type[Between], switches: Iterable[Switch]) -> Case:
-    figure = {Forward: RATE, Search: SEARCHED, Delay: P50, FirstFrame: P50, FirstByTap: P50, Tcp: GOODPUT,
-              HostTcp: GOODPUT, HostCubic: GOODPUT}[test]
     rounds = 3 if test is Search else None
-    return Case(f"wires/{name}", figure, [test(bench, switch) for switch in switches], rounds)
+    return Case(f"wires/{name}", test.figure, [test(bench, switch) for switch in switches], rounds)
 
 
 def cases(bench: Bench) -> list[Case]:
     bare = [XdpFloor(), Testpmd("af_xdp"), Testpmd("af_packet"), Bridge(", threads on the switch's core")]
     asleep = [SluiceNetdev(kind, "adaptive") for kind in ("afxdp", "afpacket")]
+
+    def whole() -> list[Switch]:
+        """With all offloads, and the machine itself."""
+        return [SluiceHost(), BridgeHost(), CopierHost()]
+
     return [
         case(bench, "forward-60", Forward, [*netdevs(), *bare, Wire()]),
         case(bench, "rfc2544-60", Search, [*netdevs(), *bare, Wire()]),
@@ -246,6 +276,9 @@ def cases(bench: Bench) -> list[Case]:
         case(bench, "first-frame", FirstFrame, [*asleep, Relay()]),
         case(bench, "first-frame-tap", FirstByTap, [SluiceTaps("adaptive"), RelayTaps()]),
         case(bench, "tcp", Tcp, netdevs()),
-        case(bench, "tcp-host", HostTcp, [SluiceHost(), BridgeHost(), OvsHost()]),
-        case(bench, "tcp-host-cubic", HostCubic, [SluiceHost(), BridgeHost()]),
+        case(bench, "tcp-cubic", TcpCubic, [SluiceNetdev("afpacket"), Bridge(), Copier()]),
+        case(bench, "tcp-host", HostTcp, [*whole(), OvsHost()]),
+        case(bench, "tcp-from-host", FromHostTcp, whole()),
+        case(bench, "tcp-host-cubic", HostCubic, whole()),
+        case(bench, "tcp-from-host-cubic", FromHostCubic, whole()),
     ]

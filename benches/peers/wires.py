@@ -266,7 +266,11 @@ def cases(bench: Bench) -> list[Case]:
     asleep = [SluiceNetdev(kind, "adaptive") for kind in ("afxdp", "afpacket")]
 
     def whole() -> list[Switch]:
-        """With all offloads, and the machine itself."""
+        """Those with all offloads."""
+        return [SluiceNetdev("afpacket"), Bridge(), Copier()]
+
+    def whole_host() -> list[Switch]:
+        """The same with the machine itself."""
         return [SluiceHost(), BridgeHost(), CopierHost()]
 
     return [
@@ -275,10 +279,10 @@ def cases(bench: Bench) -> list[Case]:
         case(bench, "latency-100kpps", Delay, [*netdevs(), SluiceNetdev("afxdp", "adaptive"), Wire()]),
         case(bench, "first-frame", FirstFrame, [*asleep, Relay()]),
         case(bench, "first-frame-tap", FirstByTap, [SluiceTaps("adaptive"), RelayTaps()]),
-        case(bench, "tcp", Tcp, netdevs()),
-        case(bench, "tcp-cubic", TcpCubic, [SluiceNetdev("afpacket"), Bridge(), Copier()]),
-        case(bench, "tcp-host", HostTcp, [*whole(), OvsHost()]),
-        case(bench, "tcp-from-host", FromHostTcp, whole()),
-        case(bench, "tcp-host-cubic", HostCubic, whole()),
-        case(bench, "tcp-from-host-cubic", FromHostCubic, whole()),
+        case(bench, "tcp", Tcp, [*whole(), SluiceNetdev("afxdp"), OvsNetdev("afxdp"), OvsNetdev("system")]),
+        case(bench, "tcp-cubic", TcpCubic, whole()),
+        case(bench, "tcp-host", HostTcp, [*whole_host(), OvsHost()]),
+        case(bench, "tcp-from-host", FromHostTcp, whole_host()),
+        case(bench, "tcp-host-cubic", HostCubic, whole_host()),
+        case(bench, "tcp-from-host-cubic", FromHostCubic, whole_host()),
     ]

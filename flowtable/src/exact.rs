@@ -19,6 +19,8 @@ use crate::blocks::prefetch;
 use crate::flow::{DEAD, Flow, FlowRef, Seat};
 use crate::key::FlowKey;
 use crate::places::Places;
+#[cfg(target_arch = "x86_64")]
+use crate::wide;
 
 /// How many entries there are.
 const ENTRIES: usize = 8192;
@@ -57,10 +59,26 @@ impl Set {
         Some(ways.trailing_zeros() as usize)
     }
 
+    /// As [`Set::way`], all at a time.
+    #[cfg(target_arch = "x86_64")]
+    #[inline]
+    #[target_feature(enable = "avx2,bmi1,bmi2,movbe")]
+    fn way_wide(&self, hash: u64) -> Option<usize> {
+        use std::arch::x86_64::{
+            _mm256_castsi256_pd, _mm256_cmpeq_epi64, _mm256_movemask_pd, _mm256_set1_epi64x,
+        };
+        let same = _mm256_cmpeq_epi64(wide::words(&self.hashes, 0), _mm256_set1_epi64x(hash.cast_signed()));
+        let ways = NonZeroU32::new(_mm256_movemask_pd(_mm256_castsi256_pd(same)).cast_unsigned())?;
+        Some(ways.trailing_zeros() as usize)
+    }
+
     fn put(&mut self, way: usize, hash: u64, flow: Flow) {
         (self.hashes[way], self.flows[way]) = (hash, Some(flow));
     }
 }
+
+/// For each place, the flow that may be its key's.
+type Candidates<'c> = [Option<FlowRef<'c>>; Places::MAX];
 
 /// The cache.
 #[derive(Debug)]
@@ -117,8 +135,15 @@ impl ExactCache {
         (flow.generation() == generation && flow.matches(key)).then_some(flow)
     }
 
-    /// As [`ExactCache::get`], for all of `keys` that are `wanted`, with their hashes; those found come one by one, with
-    /// their place. Memory, the counters at this seat too, is asked for before it is needed.
+    /// Asks for the memory where this hash may lie.
+    #[inline]
+    pub fn prefetch(&self, hash: u64) {
+        prefetch(self.set(hash));
+    }
+
+    /// As [`ExactCache::get`], for all of `keys` that are `wanted`, with their hashes, which the caller has
+    /// [asked](ExactCache::prefetch) for; those found come one by one, with their place. Memory of flows, the counters at this
+    /// seat too, is asked for before it is needed.
     #[inline]
     pub fn get_each<'c>(
         &'c self,
@@ -128,15 +153,7 @@ impl ExactCache {
         mut found: impl FnMut(usize, FlowRef<'c>),
     ) {
         let before = wanted.len();
-        let mut candidates = [None; Places::MAX];
-        for place in *wanted {
-            prefetch(&self.sets[Self::index(hashes[place])]);
-        }
-        for place in *wanted {
-            let candidate = self.candidate(hashes[place]);
-            candidate.into_iter().for_each(|flow| flow.prefetch(seat));
-            candidates[place] = candidate;
-        }
+        let candidates = self.candidates(hashes, *wanted, seat);
         for place in *wanted {
             let is = |flow: &FlowRef<'_>| flow.generation() == generation && flow.matches(&keys[place]);
             if let Some(flow) = candidates[place].filter(is) {
@@ -148,9 +165,53 @@ impl ExactCache {
     }
 
     #[inline]
+    #[allow(unsafe_code)]
+    fn candidates(&self, hashes: &[u64; Places::MAX], wanted: Places, seat: Seat) -> Candidates<'_> {
+        #[cfg(target_arch = "x86_64")]
+        if wide::is_there() {
+            // SAFETY: the processor has what it needs.
+            return unsafe { self.candidates_wide(hashes, wanted, seat) };
+        }
+        self.candidates_by((hashes, wanted), seat, Set::way)
+    }
+
+    /// As [`ExactCache::candidates`], on a processor that [can](wide::is_there).
+    #[cfg(target_arch = "x86_64")]
+    #[inline]
+    #[target_feature(enable = "avx2,bmi1,bmi2,movbe")]
+    fn candidates_wide(&self, hashes: &[u64; Places::MAX], wanted: Places, seat: Seat) -> Candidates<'_> {
+        self.candidates_by((hashes, wanted), seat, |set, hash| set.way_wide(hash))
+    }
+
+    /// As [`ExactCache::candidates`], where `way` finds a hash in a set.
+    #[inline(always)]
+    fn candidates_by(
+        &self,
+        (hashes, wanted): (&[u64; Places::MAX], Places),
+        seat: Seat,
+        way: impl Fn(&Set, u64) -> Option<usize>,
+    ) -> Candidates<'_> {
+        let mut candidates = [None; Places::MAX];
+        for place in wanted {
+            let set = self.set(hashes[place]);
+            let candidate = way(set, hashes[place]).and_then(|way| set.flows[way % WAYS].as_ref());
+            if let Some(flow) = candidate.map(FlowRef::from) {
+                flow.prefetch(seat);
+                candidates[place] = Some(flow);
+            }
+        }
+        candidates
+    }
+
+    #[inline]
     fn candidate(&self, hash: u64) -> Option<FlowRef<'_>> {
-        let set = &self.sets[Self::index(hash)];
+        let set = self.set(hash);
         set.flows[set.way(hash)?].as_ref().map(FlowRef::from)
+    }
+
+    #[inline]
+    fn set(&self, hash: u64) -> &Set {
+        &self.sets[Self::index(hash)]
     }
 
     /// Caches the flow of a key that `get` did not find, if it may come in; only then `flow` is asked for a

@@ -13,7 +13,7 @@
 //! One poller alone has nobody to keep away from: then line and columns are one block, and the processor, which fetches
 //! the second line with the first, saves it a twentieth (bench `forward`, l2/1000).
 //!
-//! Of the key there are only the words that are not zero, three in the line: what switching looks at, with or without a
+//! Of the key there are only the words that the mask looks at, three in the line: what switching looks at, with or without a
 //! tag. What flows have in common is shared ([`Interner`]): the mask, lists of actions, effects.
 //!
 //! A flow that is decided otherwise, for the same frames, is *amended* where it lies ([`course`]): its counters, its place in
@@ -31,6 +31,7 @@ mod stats;
 mod tests;
 
 use std::fmt;
+use std::iter;
 use std::marker::PhantomData;
 use std::mem::size_of;
 use std::ops::Deref;
@@ -95,6 +96,8 @@ pub struct Shape {
     pub(crate) mask: Mask,
     /// The words of the mask that are not zero, with their indexes, ascending.
     pub(crate) words: Box<[(usize, u64)]>,
+    /// Where these are.
+    extent: Extent,
     /// How many pollers may count on such a flow.
     pollers: usize,
     /// Who may amend it.
@@ -104,7 +107,10 @@ pub struct Shape {
 impl Shape {
     pub(crate) fn new(mask: &Mask, pollers: usize) -> Self {
         assert!((1..=MAX_POLLERS).contains(&pollers), "{pollers} pollers: expected 1 to {MAX_POLLERS}");
-        Shape { mask: *mask, words: mask.nonzero().collect(), pollers, home: None }
+        let words: Box<[_]> = mask.nonzero().collect();
+        let plain = words.iter().map(|(i, _)| *i).eq(0..words.len().min(INLINE));
+        let extent = if plain { Extent::First } else { Extent::Any };
+        Shape { mask: *mask, words, extent, pollers, home: None }
     }
 
     /// Of flows that have a home.
@@ -116,11 +122,20 @@ impl Shape {
         self.mask == *mask && self.pollers == pollers
     }
 
-    /// Columns of a flow that stores so many words. First come the pollers', then what lies aside.
-    fn columns(&self, stored: usize) -> usize {
-        let words = stored.saturating_sub(INLINE);
+    /// Columns of a flow. First come the pollers', then what lies aside.
+    fn columns(&self) -> usize {
+        let words = self.words.len().saturating_sub(INLINE);
         self.pollers + 1 + words.div_ceil(COLUMN_WORDS)
     }
+}
+
+/// Which words of a key a mask looks at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Extent {
+    /// No other than the first [`INLINE`]: word `n` of the key is word `n` of the line, or nobody looks at either.
+    First,
+    /// Any.
+    Any,
 }
 
 /// Whose flows they are: one poller's alone may amend them. Whoever reads what they do is a member of the epoch of their table.
@@ -135,8 +150,6 @@ const COLUMN: usize = if cfg!(feature = "loom") { 1024 } else { blocks::COLUMN }
 /// Words of the key in the line, and in each column that has some.
 const INLINE: usize = 3;
 const COLUMN_WORDS: usize = COLUMN / size_of::<u64>();
-/// Behind the bits of words: there are some in columns.
-const FAR: u32 = 1 << 31;
 
 /// The line of a flow.
 #[repr(C, align(64))]
@@ -144,36 +157,11 @@ pub(crate) struct Head {
     generation: AtomicU64,
     shape: Arc<Shape>,
     in_port: PortId,
-    /// Which words of the masked key are not zero, and [`FAR`].
-    stored: u32,
     course: Course,
     /// The address of the epoch that keeps what the flow did before it was amended; zero if it never is.
     home: usize,
-    /// The first of them.
+    /// The first words that the mask looks at; zero behind the last.
     words: [u64; INLINE],
-}
-
-impl Head {
-    /// Do flow and key agree, if this is how the words stored are found?
-    #[inline(always)]
-    fn agrees(&self, shape: &Shape, key: &FlowKey, word: impl Fn(usize) -> u64) -> bool {
-        let (stored, mut next) = (self.stored, 0);
-        shape.words.iter().all(|&(i, mask)| {
-            let own = match stored >> i & 1 {
-                0 => 0,
-                _ => {
-                    next += 1;
-                    word(next - 1)
-                }
-            };
-            key.words()[i] & mask == own
-        })
-    }
-
-    /// How many words are stored.
-    fn count(&self) -> usize {
-        (self.stored & !FAR).count_ones() as usize
-    }
 }
 
 /// What no frame asks for.
@@ -185,7 +173,7 @@ struct Aside {
 #[cfg(not(feature = "loom"))]
 const _: () = assert!(size_of::<Head>() == 64 && size_of::<Aside>() == COLUMN);
 const _: () = assert!(size_of::<Aside>() <= COLUMN && size_of::<FlowStats>() <= COLUMN);
-const _: () = assert!(WORDS < 31 && MAX_POLLERS + 1 + WORDS.div_ceil(COLUMN_WORDS) <= COLUMNS_MAX);
+const _: () = assert!(MAX_POLLERS + 1 + WORDS.div_ceil(COLUMN_WORDS) <= COLUMNS_MAX);
 
 /// What a flow owns may go from thread to thread; the compiler cannot see it behind the pointers.
 const _: () = {
@@ -232,17 +220,12 @@ impl Flow {
     /// A flow of parts.
     pub(crate) fn assemble(key: &FlowKey, parts: Parts, birth: Birth) -> Self {
         let Parts { shape, actions, effects, depends, rests_on, in_port } = parts;
-        let masked = |(i, mask): &(usize, u64)| (*i, key.words()[*i] & mask);
-        let own = shape.words.iter().map(masked).filter(|(_, word)| *word != 0);
-        let (mut stored, mut words) = (0u32, [0; WORDS]);
-        for (n, (i, word)) in own.enumerate() {
-            stored |= 1 << i;
-            words[n] = word;
-        }
+        let (mut words, count) = ([0; WORDS], shape.words.len());
+        let own = shape.words.iter().map(|&(i, mask)| key.words()[i] & mask);
+        words.iter_mut().zip(own).for_each(|(word, own)| *word = own);
         let stats = FlowStats::first(birth.now);
         let pollers = shape.pollers;
-        let count = stored.count_ones() as usize;
-        let (columns, far) = (shape.columns(count), if count > INLINE { FAR } else { 0 });
+        let columns = shape.columns();
         let flow = Flow(match pollers {
             1 => blocks::allocate(size_of::<Head>() + columns * COLUMN).cast(),
             _ => blocks::allocate_row(columns).cast(),
@@ -253,7 +236,6 @@ impl Flow {
             home: shape.home.as_ref().map_or(0, |home| home.epoch.address()),
             shape,
             in_port,
-            stored: stored | far,
             course: Course::new(actions),
             words: [a, b, c],
         };
@@ -298,17 +280,19 @@ impl Flow {
         &self.stats(0).shares
     }
 
-    /// Finds words by their number among those stored. Those in columns are found by where the first two such begin.
+    /// What the mask `shape` looks at, by parts: the words, with their indexes, and the flow's own. The first part lies in the
+    /// line, the others in columns.
     #[inline(always)]
-    fn words(&self) -> impl Fn(usize) -> u64 {
+    fn parts<'a>(&'a self, shape: &'a Shape) -> impl Iterator<Item = (&'a [(usize, u64)], &'a [u64])> {
         let head = self.head();
-        let [first, second] = [1, 2].map(|column| self.column::<u64>(head.shape.pollers + column));
-        let apart = (second.addr() - first.addr()) / size_of::<u64>();
-        move |n| {
-            let Some(far) = n.checked_sub(INLINE) else { return head.words[n] };
-            // SAFETY: callers count the bits of `stored`, so the word is there, and columns of one row are equally far apart.
-            unsafe { first.add(far / COLUMN_WORDS * apart + far % COLUMN_WORDS).read() }
-        }
+        let (near, far) = shape.words.split_at(shape.words.len().min(INLINE));
+        let in_column = move |(n, part): (usize, &'a [(usize, u64)])| {
+            let own = self.column::<u64>(head.shape.pollers + 1 + n);
+            // SAFETY: shapes of a flow and of where it is kept are of one mask, for which this column has so many words, which
+            // do not change.
+            (part, unsafe { std::slice::from_raw_parts(own, part.len()) })
+        };
+        iter::once((near, &head.words[..])).chain(far.chunks(COLUMN_WORDS).enumerate().map(in_column))
     }
 
     /// Is this the flow of a frame with this key: do they agree in what the decision looked at? Cost: the words
@@ -318,33 +302,30 @@ impl Flow {
         self.agrees(&self.head().shape, key)
     }
 
-    /// As [`Flow::matches`], for who has the flow's shape at hand.
+    /// As [`Flow::matches`], for who has the flow's shape at hand, or one of the same mask.
     #[inline]
     pub(crate) fn agrees(&self, shape: &Shape, key: &FlowKey) -> bool {
-        let head = self.head();
-        match head.stored & FAR {
-            0 => head.agrees(shape, key, |n| head.words[n]),
-            _ => self.agrees_far(shape, key),
+        let (own, mask, key_words) = (&self.head().words, shape.mask.words(), key.words());
+        match shape.extent {
+            Extent::First => (0..INLINE).fold(0, |all, n| all | (key_words[n] & mask[n]) ^ own[n]) == 0,
+            Extent::Any => self.agrees_apart(shape, key),
         }
     }
 
-    /// As [`Flow::agrees`], of a flow with words in columns. Not inlined: where it was the others, which are most, took
+    /// As [`Flow::agrees`], whatever the mask looks at. Not inlined: where it was the others, which are most, took
     /// 27 instructions more (bench `forward`, l2/1000).
     #[inline(never)]
-    fn agrees_far(&self, shape: &Shape, key: &FlowKey) -> bool {
-        self.head().agrees(shape, key, self.words())
+    fn agrees_apart(&self, shape: &Shape, key: &FlowKey) -> bool {
+        let same = |(&(i, mask), own): (&(usize, u64), &u64)| key.words()[i] & mask == *own;
+        self.parts(shape).all(|(part, own)| part.iter().zip(own).all(same))
     }
 
     /// The key, masked.
     pub fn key(&self) -> FlowKey {
-        let (stored, word, mut next) = (self.head().stored, self.words(), 0);
-        FlowKey(std::array::from_fn(|i| match stored >> i & 1 {
-            0 => 0,
-            _ => {
-                next += 1;
-                word(next - 1)
-            }
-        }))
+        let mut key = FlowKey::default();
+        let words = self.parts(&self.head().shape).flat_map(|(part, own)| part.iter().zip(own));
+        words.for_each(|((i, _), own)| key.0[*i] = *own);
+        key
     }
 
     /// The bits that were looked at.
@@ -553,7 +534,7 @@ impl Drop for Flow {
             return;
         }
         std::sync::atomic::fence(Ordering::Acquire); // what others did with it is over
-        let columns = self.head().shape.columns(self.head().count());
+        let columns = self.head().shape.columns();
         let pollers = self.head().shape.pollers;
         // SAFETY: this was the last share. What lies aside and the head are dropped once, and the row, of which the rest needs
         // no drop, was allocated for so many pollers with so many columns.

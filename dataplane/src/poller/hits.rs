@@ -35,7 +35,10 @@ impl Poller {
         let (mut flows, mut hashes, mut unknown) = ([None; BATCH], [0; BATCH], heads);
         let asks_exact = self.exact.is_awake(heads.len());
         if asks_exact {
-            heads.for_each(|place| hashes[place] = self.reader.hash(&keys[place]));
+            self.reader.hash_each((keys, keys.used()), heads, |place, hash| {
+                self.exact.prefetch(hash);
+                hashes[place] = hash;
+            });
             let current = (generation, self.reader.seat());
             self.exact.get_each((keys, &hashes), current, &mut unknown, |place, flow| {
                 flows[place] = Some(flow);

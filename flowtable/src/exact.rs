@@ -83,7 +83,7 @@ type Candidates<'c> = [Option<FlowRef<'c>>; Places::MAX];
 /// The cache.
 #[derive(Debug)]
 pub struct ExactCache {
-    sets: Box<[Set]>,
+    sets: Box<[Set; ENTRIES / WAYS]>,
     /// Counts newcomers to full sets.
     newcomers: u32,
     /// The set that the sweep comes to next.
@@ -104,7 +104,7 @@ impl Default for ExactCache {
 impl ExactCache {
     /// An empty cache.
     pub fn new() -> Self {
-        let sets = vec![Set::default(); ENTRIES / WAYS].into();
+        let sets = vec![Set::default(); ENTRIES / WAYS].try_into().expect("as many");
         ExactCache { sets, newcomers: 0, swept: 0, asked: 0, found: Cell::new(0), asleep: 0 }
     }
 
@@ -147,7 +147,7 @@ impl ExactCache {
     #[inline]
     pub fn get_each<'c>(
         &'c self,
-        (keys, hashes): (&[FlowKey], &[u64; Places::MAX]),
+        (keys, hashes): (&[FlowKey; Places::MAX], &[u64; Places::MAX]),
         (generation, seat): (u64, Seat),
         wanted: &mut Places,
         mut found: impl FnMut(usize, FlowRef<'c>),
@@ -384,7 +384,7 @@ mod tests {
         let mut cache = ExactCache::new();
         let flows: Vec<_> = (0..32).step_by(3).map(|n| insert(&mut cache, n)).collect();
         flows[1].kill();
-        let keys: Vec<FlowKey> = (0..32).map(key).collect();
+        let keys: [FlowKey; 32] = std::array::from_fn(|n| key(n as u64));
         let hashes: [u64; 32] = std::array::from_fn(|n| keys[n].hash());
         let (mut wanted, mut found) = (Places::first(32), Vec::new());
         wanted.remove(0);

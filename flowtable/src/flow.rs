@@ -34,7 +34,7 @@ use std::fmt;
 use std::iter;
 use std::marker::PhantomData;
 use std::mem::size_of;
-use std::ops::Deref;
+use std::ops::{BitOr, Deref};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
@@ -280,19 +280,21 @@ impl Flow {
         &self.stats(0).shares
     }
 
-    /// What the mask `shape` looks at, by parts: the words, with their indexes, and the flow's own. The first part lies in the
-    /// line, the others in columns.
+    /// The words that the mask looks at, with their indexes, and the flow's own for them, by parts: the first lies in the line,
+    /// the others in columns.
     #[inline(always)]
-    fn parts<'a>(&'a self, shape: &'a Shape) -> impl Iterator<Item = (&'a [(usize, u64)], &'a [u64])> {
-        let head = self.head();
+    fn parts(&self) -> impl Iterator<Item = (&[(usize, u64)], &[u64])> {
+        let (head, shape) = (self.head(), &*self.head().shape);
         let (near, far) = shape.words.split_at(shape.words.len().min(INLINE));
-        let in_column = move |(n, part): (usize, &'a [(usize, u64)])| {
-            let own = self.column::<u64>(head.shape.pollers + 1 + n);
-            // SAFETY: shapes of a flow and of where it is kept are of one mask, for which this column has so many words, which
-            // do not change.
+        let pollers = shape.pollers;
+        let together = if pollers == 1 { WORDS } else { COLUMN_WORDS }; // columns of a block lie side by side
+        let in_column = move |(n, part)| {
+            let own = self::column(self.0, pollers, pollers + 1 + n).cast::<u64>();
+            let part: &[_] = part;
+            // SAFETY: for as many words there are columns from this one on, and they do not change.
             (part, unsafe { std::slice::from_raw_parts(own, part.len()) })
         };
-        iter::once((near, &head.words[..])).chain(far.chunks(COLUMN_WORDS).enumerate().map(in_column))
+        iter::once((near, &head.words[..])).chain(far.chunks(together).enumerate().map(in_column))
     }
 
     /// Is this the flow of a frame with this key: do they agree in what the decision looked at? Cost: the words
@@ -302,28 +304,28 @@ impl Flow {
         self.agrees(&self.head().shape, key)
     }
 
-    /// As [`Flow::matches`], for who has the flow's shape at hand, or one of the same mask.
+    /// As [`Flow::matches`], for who has the flow's shape, or one of the same mask, at hand.
     #[inline]
     pub(crate) fn agrees(&self, shape: &Shape, key: &FlowKey) -> bool {
         let (own, mask, key_words) = (&self.head().words, shape.mask.words(), key.words());
         match shape.extent {
             Extent::First => (0..INLINE).fold(0, |all, n| all | (key_words[n] & mask[n]) ^ own[n]) == 0,
-            Extent::Any => self.agrees_apart(shape, key),
+            Extent::Any => self.agrees_apart(key),
         }
     }
 
     /// As [`Flow::agrees`], whatever the mask looks at. Not inlined: where it was the others, which are most, took
     /// 27 instructions more (bench `forward`, l2/1000).
     #[inline(never)]
-    fn agrees_apart(&self, shape: &Shape, key: &FlowKey) -> bool {
-        let same = |(&(i, mask), own): (&(usize, u64), &u64)| key.words()[i] & mask == *own;
-        self.parts(shape).all(|(part, own)| part.iter().zip(own).all(same))
+    fn agrees_apart(&self, key: &FlowKey) -> bool {
+        let differs = |(&(i, mask), own): (&(usize, u64), &u64)| (key.words()[i] & mask) ^ own;
+        self.parts().all(|(part, own)| part.iter().zip(own).map(differs).fold(0, u64::bitor) == 0)
     }
 
     /// The key, masked.
     pub fn key(&self) -> FlowKey {
         let mut key = FlowKey::default();
-        let words = self.parts(&self.head().shape).flat_map(|(part, own)| part.iter().zip(own));
+        let words = self.parts().flat_map(|(part, own)| part.iter().zip(own));
         words.for_each(|((i, _), own)| key.0[*i] = *own);
         key
     }

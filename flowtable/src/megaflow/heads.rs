@@ -51,13 +51,13 @@ impl Looks {
         self.told_by_word(keys)
     }
 
-    /// Hashes what any mask looks at, of those of at most [`Places::MAX`] keys that are `wanted`, one by one, with their place.
+    /// Hashes what any mask looks at, of those keys that are `wanted`, one by one, with their place.
     /// Behind the first `used` words all are zero.
     #[inline]
     #[allow(unsafe_code)]
     pub(super) fn hash_each(
         &self,
-        (keys, used): (&[FlowKey], usize),
+        (keys, used): (&[FlowKey; Places::MAX], usize),
         wanted: Places,
         mut hashed: impl FnMut(usize, u64),
     ) {
@@ -75,7 +75,7 @@ impl Looks {
     #[target_feature(enable = "avx2,bmi1,bmi2,movbe")]
     fn hash_wide(
         &self,
-        (keys, groups): (&[FlowKey], usize),
+        (keys, groups): (&[FlowKey; Places::MAX], usize),
         wanted: Places,
         mut hashed: impl FnMut(usize, u64),
     ) {
@@ -151,10 +151,12 @@ mod tests {
             let wanted = Places::first(keys.len()).without(Places::from(0b1010));
             let hashes = wanted.map(|place| (place, keys[place].masked(&looks.union).hash()));
             let hashes: Vec<_> = hashes.collect();
+            let mut all = [FlowKey::default(); Places::MAX];
+            all[..keys.len()].copy_from_slice(&keys);
             for used in [used, WORDS] {
                 prop_assert_eq!(looks.told((&keys, used)), looks.told_by_word(&keys));
                 let mut hashed = Vec::new();
-                looks.hash_each((&keys, used), wanted, |place, hash| hashed.push((place, hash)));
+                looks.hash_each((&all, used), wanted, |place, hash| hashed.push((place, hash)));
                 prop_assert_eq!(&hashed, &hashes);
             }
         }

@@ -149,12 +149,12 @@ impl Reader {
         }
     }
 
-    /// As [`Reader::lookup`], for all of `keys` (at most [`Places::MAX`]) that are `wanted`; those found come one by
+    /// As [`Reader::lookup`], for all of `keys` that are `wanted`; those found come one by
     /// one, with their place. Many together cost less than one by one: their cache misses overlap.
     #[inline]
     pub fn lookup_each<'r>(
         &'r self,
-        keys: &[FlowKey],
+        keys: &[FlowKey; Places::MAX],
         mut wanted: Places,
         mut found: impl FnMut(usize, FlowRef<'r>),
     ) {
@@ -175,11 +175,15 @@ impl Reader {
         }
     }
 
-    /// Hashes those bits that any of the masks looked at when this reader last ranked them, of those of these keys (at most
-    /// [`Places::MAX`], with nothing behind their first `used` words) that are `wanted`; the hashes come one by one, with their
-    /// place. So keys that differ elsewhere only have the same hash, as they have the same flow.
+    /// Hashes those bits that any of the masks looked at when this reader last ranked them, of those of these keys (with nothing
+    /// behind their first `used` words) that are `wanted`; the hashes come one by one, with their place. So keys that differ elsewhere only have the same hash, as they have the same flow.
     #[inline]
-    pub fn hash_each(&self, keys: (&[FlowKey], usize), wanted: Places, hashed: impl FnMut(usize, u64)) {
+    pub fn hash_each(
+        &self,
+        keys: (&[FlowKey; Places::MAX], usize),
+        wanted: Places,
+        hashed: impl FnMut(usize, u64),
+    ) {
         self.looks.hash_each(keys, wanted, hashed);
     }
 

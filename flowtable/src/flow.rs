@@ -13,8 +13,8 @@
 //! One poller alone has nobody to keep away from: then line and columns are one block, and the processor, which fetches
 //! the second line with the first, saves it a twentieth (bench `forward`, l2/1000).
 //!
-//! Of the key there are only the words that the mask looks at, three in the line: what switching looks at, with or without a
-//! tag. What flows have in common is shared ([`Interner`]): the mask, lists of actions, effects.
+//! Of the key there are the first three words in the line, which are what switching looks at, with or without a tag; of the
+//! others those that the mask looks at. What flows have in common is shared ([`Interner`]): the mask, lists of actions, effects.
 //!
 //! A flow that is decided otherwise, for the same frames, is *amended* where it lies ([`course`]): its counters, its place in
 //! the table and in caches stay.
@@ -31,7 +31,6 @@ mod stats;
 mod tests;
 
 use std::fmt;
-use std::iter;
 use std::marker::PhantomData;
 use std::mem::size_of;
 use std::ops::{BitOr, Deref};
@@ -94,10 +93,8 @@ pub const MAX_POLLERS: usize = 500;
 #[derive(Debug)]
 pub struct Shape {
     pub(crate) mask: Mask,
-    /// The words of the mask that are not zero, with their indexes, ascending.
-    pub(crate) words: Box<[(usize, u64)]>,
-    /// Where these are.
-    extent: Extent,
+    /// Behind the first [`INLINE`]: the words of the mask that are not zero, with their indexes, ascending.
+    far: Box<[(usize, u64)]>,
     /// How many pollers may count on such a flow.
     pollers: usize,
     /// Who may amend it.
@@ -107,10 +104,8 @@ pub struct Shape {
 impl Shape {
     pub(crate) fn new(mask: &Mask, pollers: usize) -> Self {
         assert!((1..=MAX_POLLERS).contains(&pollers), "{pollers} pollers: expected 1 to {MAX_POLLERS}");
-        let words: Box<[_]> = mask.nonzero().collect();
-        let plain = words.iter().map(|(i, _)| *i).eq(0..words.len().min(INLINE));
-        let extent = if plain { Extent::First } else { Extent::Any };
-        Shape { mask: *mask, words, extent, pollers, home: None }
+        let far = mask.nonzero().filter(|(i, _)| *i >= INLINE).collect();
+        Shape { mask: *mask, far, pollers, home: None }
     }
 
     /// Of flows that have a home.
@@ -124,18 +119,8 @@ impl Shape {
 
     /// Columns of a flow. First come the pollers', then what lies aside.
     fn columns(&self) -> usize {
-        let words = self.words.len().saturating_sub(INLINE);
-        self.pollers + 1 + words.div_ceil(COLUMN_WORDS)
+        self.pollers + 1 + self.far.len().div_ceil(COLUMN_WORDS)
     }
-}
-
-/// Which words of a key a mask looks at.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Extent {
-    /// No other than the first [`INLINE`]: word `n` of the key is word `n` of the line, or nobody looks at either.
-    First,
-    /// Any.
-    Any,
 }
 
 /// Whose flows they are: one poller's alone may amend them. Whoever reads what they do is a member of the epoch of their table.
@@ -147,7 +132,7 @@ pub struct Home {
 
 /// Bytes of a column. Loom's atomics are bigger, and its models have one poller.
 const COLUMN: usize = if cfg!(feature = "loom") { 1024 } else { blocks::COLUMN };
-/// Words of the key in the line, and in each column that has some.
+/// Words of the key in the line, its first, and in each column that has some.
 const INLINE: usize = 3;
 const COLUMN_WORDS: usize = COLUMN / size_of::<u64>();
 
@@ -160,7 +145,7 @@ pub(crate) struct Head {
     course: Course,
     /// The address of the epoch that keeps what the flow did before it was amended; zero if it never is.
     home: usize,
-    /// The first words that the mask looks at; zero behind the last.
+    /// The first of the masked key.
     words: [u64; INLINE],
 }
 
@@ -220,9 +205,8 @@ impl Flow {
     /// A flow of parts.
     pub(crate) fn assemble(key: &FlowKey, parts: Parts, birth: Birth) -> Self {
         let Parts { shape, actions, effects, depends, rests_on, in_port } = parts;
-        let (mut words, count) = ([0; WORDS], shape.words.len());
-        let own = shape.words.iter().map(|&(i, mask)| key.words()[i] & mask);
-        words.iter_mut().zip(own).for_each(|(word, own)| *word = own);
+        let masked = |i: usize, mask: u64| key.words()[i] & mask;
+        let words = std::array::from_fn(|i| masked(i, shape.mask.words()[i]));
         let stats = FlowStats::first(birth.now);
         let pollers = shape.pollers;
         let columns = shape.columns();
@@ -230,16 +214,14 @@ impl Flow {
             1 => blocks::allocate(size_of::<Head>() + columns * COLUMN).cast(),
             _ => blocks::allocate_row(columns).cast(),
         });
-        let [a, b, c, more @ ..] = words;
         let head = Head {
             generation: AtomicU64::new(birth.generation),
             home: shape.home.as_ref().map_or(0, |home| home.epoch.address()),
             shape,
             in_port,
             course: Course::new(actions),
-            words: [a, b, c],
+            words,
         };
-        let more = &more[..count.saturating_sub(INLINE)];
         // SAFETY: the row has a column for what lies aside, one for each poller and enough for these words, each aligned to its
         // size, and is ours alone.
         unsafe {
@@ -248,9 +230,9 @@ impl Flow {
             (1..pollers).for_each(|poller| flow.column::<FlowStats>(poller).write(FlowStats::default()));
             let notes = Notes::new(depends, rests_on);
             flow.column::<Aside>(pollers).write(Aside { effects, notes });
-            for (n, words) in more.chunks(COLUMN_WORDS).enumerate() {
+            for (n, far) in flow.head().shape.far.chunks(COLUMN_WORDS).enumerate() {
                 let to = flow.column::<u64>(pollers + 1 + n);
-                to.copy_from_nonoverlapping(words.as_ptr(), words.len());
+                far.iter().enumerate().for_each(|(at, &(i, mask))| to.add(at).write(masked(i, mask)));
             }
         }
         flow
@@ -280,21 +262,16 @@ impl Flow {
         &self.stats(0).shares
     }
 
-    /// The words that the mask looks at, with their indexes, and the flow's own for them, by parts: the first lies in the line,
-    /// the others in columns.
+    /// The words behind the first that the mask looks at, with their indexes, and the flow's own for them, by columns.
     #[inline(always)]
-    fn parts(&self) -> impl Iterator<Item = (&[(usize, u64)], &[u64])> {
-        let (head, shape) = (self.head(), &*self.head().shape);
-        let (near, far) = shape.words.split_at(shape.words.len().min(INLINE));
-        let pollers = shape.pollers;
-        let together = if pollers == 1 { WORDS } else { COLUMN_WORDS }; // columns of a block lie side by side
-        let in_column = move |(n, part)| {
-            let own = self::column(self.0, pollers, pollers + 1 + n).cast::<u64>();
-            let part: &[_] = part;
+    fn far(&self) -> impl Iterator<Item = (&[(usize, u64)], &[u64])> {
+        let shape = &*self.head().shape;
+        let together = if shape.pollers == 1 { WORDS } else { COLUMN_WORDS }; // columns of a block lie side by side
+        shape.far.chunks(together).enumerate().map(|(n, far)| {
+            let own = self.column::<u64>(shape.pollers + 1 + n);
             // SAFETY: for as many words there are columns from this one on, and they do not change.
-            (part, unsafe { std::slice::from_raw_parts(own, part.len()) })
-        };
-        iter::once((near, &head.words[..])).chain(far.chunks(together).enumerate().map(in_column))
+            (far, unsafe { std::slice::from_raw_parts(own, far.len()) })
+        })
     }
 
     /// Is this the flow of a frame with this key: do they agree in what the decision looked at? Cost: the words
@@ -308,25 +285,24 @@ impl Flow {
     #[inline]
     pub(crate) fn agrees(&self, shape: &Shape, key: &FlowKey) -> bool {
         let (own, mask, key_words) = (&self.head().words, shape.mask.words(), key.words());
-        match shape.extent {
-            Extent::First => (0..INLINE).fold(0, |all, n| all | (key_words[n] & mask[n]) ^ own[n]) == 0,
-            Extent::Any => self.agrees_apart(key),
-        }
+        let differing = (0..INLINE).fold(0, |all, n| all | (key_words[n] & mask[n]) ^ own[n]);
+        differing == 0 && (shape.far.is_empty() || self.agrees_far(key))
     }
 
-    /// As [`Flow::agrees`], whatever the mask looks at. Not inlined: where it was the others, which are most, took
-    /// 27 instructions more (bench `forward`, l2/1000).
+    /// Do they agree behind the first words? Not inlined: where it was the others, which are most, took 27 instructions
+    /// more (bench `forward`, l2/1000). No branch for a word: of those that get here nearly all agree in all (`vxlan-decap/1000`).
     #[inline(never)]
-    fn agrees_apart(&self, key: &FlowKey) -> bool {
+    fn agrees_far(&self, key: &FlowKey) -> bool {
         let differs = |(&(i, mask), own): (&(usize, u64), &u64)| (key.words()[i] & mask) ^ own;
-        self.parts().all(|(part, own)| part.iter().zip(own).map(differs).fold(0, u64::bitor) == 0)
+        self.far().all(|(far, own)| far.iter().zip(own).map(differs).fold(0, u64::bitor) == 0)
     }
 
     /// The key, masked.
     pub fn key(&self) -> FlowKey {
         let mut key = FlowKey::default();
-        let words = self.parts().flat_map(|(part, own)| part.iter().zip(own));
-        words.for_each(|((i, _), own)| key.0[*i] = *own);
+        key.0[..INLINE].copy_from_slice(&self.head().words);
+        let far = self.far().flat_map(|(far, own)| far.iter().zip(own));
+        far.for_each(|((i, _), own)| key.0[*i] = *own);
         key
     }
 

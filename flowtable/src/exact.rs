@@ -59,7 +59,7 @@ impl Set {
         Some(ways.trailing_zeros() as usize)
     }
 
-    /// As [`Set::way`], all at a time.
+    /// As [`Set::way`], all at a time: 6 instructions instead of 17.
     #[cfg(target_arch = "x86_64")]
     #[inline]
     #[target_feature(enable = "avx2,bmi1,bmi2,movbe")]
@@ -397,6 +397,19 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn wide_or_not_it_finds_the_same(ns in prop::collection::vec(0u64..64, 1..20)) {
+            // All in one set.
+            let hash = |n: u64| n % 9 * (ENTRIES / WAYS) as u64;
+            let mut cache = ExactCache::new();
+            ns.iter().for_each(|n| cache.insert(hash(*n), || flow(*n)));
+            let hashes: [u64; Places::MAX] = std::array::from_fn(|n| hash(n as u64));
+            let wanted = Places::first(Places::MAX).without(Places::first(3));
+            let found = cache.candidates(&hashes, wanted, ALONE);
+            prop_assert_eq!(found, cache.candidates_by((&hashes, wanted), ALONE, Set::way));
+            prop_assert!(found[..3].iter().all(Option::is_none) && found.iter().flatten().count() > 0);
+        }
+
         #[test]
         fn it_never_gives_another_keys_flow(ns in prop::collection::vec(0u64..64, 1..200)) {
             let mut cache = ExactCache::new();

@@ -39,7 +39,8 @@ impl FlowKey {
         FlowKey(std::array::from_fn(|i| self.0[i] & mask.0[i]))
     }
 
-    /// A well-mixed hash of all words: every bit of the key moves about half of its bits.
+    /// A well-mixed hash of all words: every bit of the key moves about half of its bits. It is multilinear over 32 bits at a
+    /// time (Lemire and Kaser, "Strongly universal string hashing is fast", 2014).
     ///
     /// It is not keyed: who can choose fields can make keys collide, so a table must bound what a collision costs.
     #[inline]
@@ -56,8 +57,8 @@ impl FlowKey {
     }
 
     /// As [`FlowKey::hash_under`], under the first four times `N` words of a mask; what is behind these is zero in the key, or in
-    /// the mask. Four words at a time: 18 instructions instead of 57 where three words are looked at (bench `instructions`,
-    /// `l2/1000`).
+    /// the mask. Four words at a time, and half products instead of whole ones: 25 instructions instead of 57 where three words
+    /// are looked at, 57 instead of 230 behind a tunnel (bench `instructions`, `l2/1000` and `vxlan-decap/1000`).
     #[cfg(target_arch = "x86_64")]
     #[inline]
     #[target_feature(enable = "avx2,bmi1,bmi2,movbe")]

@@ -14,7 +14,7 @@ use flowtable::field::{Field, L4Port};
 use flowtable::flow::{Birth, Decision, Flow, FlowRef, Seat};
 use flowtable::id::PortId;
 use flowtable::intern::Interner;
-use flowtable::key::FlowKey;
+use flowtable::key::{FlowKey, WORDS};
 use flowtable::mask::{Mask, Probe};
 use flowtable::megaflow::{Limits, Megaflows, Reader};
 use flowtable::places::Places;
@@ -205,7 +205,10 @@ fn ask(keys: &[FlowKey; BATCH], exact: &mut ExactCache, reader: &Reader) {
     let (mut wanted, mut hashes) = (Places::first(BATCH), [0; BATCH]);
     let awake = exact.is_awake(BATCH);
     if awake {
-        hashes.iter_mut().zip(keys).for_each(|(hash, key)| *hash = reader.hash(key));
+        reader.hash_each((keys, WORDS), wanted, |place, hash| {
+            exact.prefetch(hash);
+            hashes[place] = hash;
+        });
         exact.get_each(
             (keys, &hashes),
             (GENERATION, Seat { index: 0, pollers: 1 }),

@@ -55,7 +55,7 @@ impl<'b> Departure<'b> {
     }
 
     /// Has those leave that wait.
-    #[inline]
+    #[inline(never)]
     pub fn leave(&mut self, wires: &mut Wires) {
         match (std::mem::take(&mut self.waiting), self.way) {
             (0, _) => {}

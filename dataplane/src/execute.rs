@@ -38,8 +38,9 @@ pub fn execute(actions: &[Action], origin: Origin<'_>, group: &mut Batch, wires:
     departure.leave(wires);
 }
 
-/// Takes the next frames, as many as `origin` has keys, through `actions`.
-#[inline]
+/// Takes the next frames, as many as `origin` has keys, through `actions`. What most flows do needs no call: 29 instructions a
+/// frame (bench `instructions`, `l2/1000`).
+#[inline(always)]
 pub fn execute_next(
     actions: &[Action],
     origin: Origin<'_>,
@@ -47,8 +48,16 @@ pub fn execute_next(
     wires: &mut Wires,
 ) {
     match *actions {
-        // One way out, and at most one thing to change, where the frames lie: most flows.
         [Action::Output(port)] => departure.send(Way::Out(port), origin.keys.len(), wires),
+        _ => change_next(actions, origin, departure, wires),
+    }
+}
+
+/// Takes the next frames through actions that change them.
+#[inline(never)]
+fn change_next(actions: &[Action], origin: Origin<'_>, departure: &mut Departure<'_>, wires: &mut Wires) {
+    match *actions {
+        // One way out, and one thing to change, where the frames lie.
         [Action::Encap(ref way)] => encap::send_next(way, origin, departure, wires),
         [Action::Decap { kind, listener }] => {
             decap::strip_next(Door { kind, listener }, origin, departure, wires)

@@ -19,6 +19,8 @@ use crate::blocks::prefetch;
 use crate::flow::{DEAD, Flow, FlowRef, Seat};
 use crate::key::FlowKey;
 use crate::places::Places;
+#[cfg(target_arch = "x86_64")]
+use crate::wide;
 
 /// How many entries there are.
 const ENTRIES: usize = 8192;
@@ -57,15 +59,31 @@ impl Set {
         Some(ways.trailing_zeros() as usize)
     }
 
+    /// As [`Set::way`], all at a time: 6 instructions instead of 17.
+    #[cfg(target_arch = "x86_64")]
+    #[inline]
+    #[target_feature(enable = "avx2,bmi1,bmi2,movbe")]
+    fn way_wide(&self, hash: u64) -> Option<usize> {
+        use std::arch::x86_64::{
+            _mm256_castsi256_pd, _mm256_cmpeq_epi64, _mm256_movemask_pd, _mm256_set1_epi64x,
+        };
+        let same = _mm256_cmpeq_epi64(wide::words(&self.hashes, 0), _mm256_set1_epi64x(hash.cast_signed()));
+        let ways = NonZeroU32::new(_mm256_movemask_pd(_mm256_castsi256_pd(same)).cast_unsigned())?;
+        Some(ways.trailing_zeros() as usize)
+    }
+
     fn put(&mut self, way: usize, hash: u64, flow: Flow) {
         (self.hashes[way], self.flows[way]) = (hash, Some(flow));
     }
 }
 
+/// For each place, the flow that may be its key's.
+type Candidates<'c> = [Option<FlowRef<'c>>; Places::MAX];
+
 /// The cache.
 #[derive(Debug)]
 pub struct ExactCache {
-    sets: Box<[Set]>,
+    sets: Box<[Set; ENTRIES / WAYS]>,
     /// Counts newcomers to full sets.
     newcomers: u32,
     /// The set that the sweep comes to next.
@@ -86,7 +104,7 @@ impl Default for ExactCache {
 impl ExactCache {
     /// An empty cache.
     pub fn new() -> Self {
-        let sets = vec![Set::default(); ENTRIES / WAYS].into();
+        let sets = vec![Set::default(); ENTRIES / WAYS].try_into().expect("as many");
         ExactCache { sets, newcomers: 0, swept: 0, asked: 0, found: Cell::new(0), asleep: 0 }
     }
 
@@ -117,26 +135,25 @@ impl ExactCache {
         (flow.generation() == generation && flow.matches(key)).then_some(flow)
     }
 
-    /// As [`ExactCache::get`], for all of `keys` that are `wanted`, with their hashes; those found come one by one, with
-    /// their place. Memory, the counters at this seat too, is asked for before it is needed.
+    /// Asks for the memory where this hash may lie.
+    #[inline]
+    pub fn prefetch(&self, hash: u64) {
+        prefetch(self.set(hash));
+    }
+
+    /// As [`ExactCache::get`], for all of `keys` that are `wanted`, with their hashes, which the caller has
+    /// [asked](ExactCache::prefetch) for; those found come one by one, with their place. Memory of flows, the counters at this
+    /// seat too, is asked for before it is needed.
     #[inline]
     pub fn get_each<'c>(
         &'c self,
-        (keys, hashes): (&[FlowKey], &[u64; Places::MAX]),
+        (keys, hashes): (&[FlowKey; Places::MAX], &[u64; Places::MAX]),
         (generation, seat): (u64, Seat),
         wanted: &mut Places,
         mut found: impl FnMut(usize, FlowRef<'c>),
     ) {
         let before = wanted.len();
-        let mut candidates = [None; Places::MAX];
-        for place in *wanted {
-            prefetch(&self.sets[Self::index(hashes[place])]);
-        }
-        for place in *wanted {
-            let candidate = self.candidate(hashes[place]);
-            candidate.into_iter().for_each(|flow| flow.prefetch(seat));
-            candidates[place] = candidate;
-        }
+        let candidates = self.candidates(hashes, *wanted, seat);
         for place in *wanted {
             let is = |flow: &FlowRef<'_>| flow.generation() == generation && flow.matches(&keys[place]);
             if let Some(flow) = candidates[place].filter(is) {
@@ -148,9 +165,53 @@ impl ExactCache {
     }
 
     #[inline]
+    #[allow(unsafe_code)]
+    fn candidates(&self, hashes: &[u64; Places::MAX], wanted: Places, seat: Seat) -> Candidates<'_> {
+        #[cfg(target_arch = "x86_64")]
+        if wide::is_there() {
+            // SAFETY: the processor has what it needs.
+            return unsafe { self.candidates_wide(hashes, wanted, seat) };
+        }
+        self.candidates_by((hashes, wanted), seat, Set::way)
+    }
+
+    /// As [`ExactCache::candidates`], on a processor that [can](wide::is_there).
+    #[cfg(target_arch = "x86_64")]
+    #[inline]
+    #[target_feature(enable = "avx2,bmi1,bmi2,movbe")]
+    fn candidates_wide(&self, hashes: &[u64; Places::MAX], wanted: Places, seat: Seat) -> Candidates<'_> {
+        self.candidates_by((hashes, wanted), seat, |set, hash| set.way_wide(hash))
+    }
+
+    /// As [`ExactCache::candidates`], where `way` finds a hash in a set.
+    #[inline(always)]
+    fn candidates_by(
+        &self,
+        (hashes, wanted): (&[u64; Places::MAX], Places),
+        seat: Seat,
+        way: impl Fn(&Set, u64) -> Option<usize>,
+    ) -> Candidates<'_> {
+        let mut candidates = [None; Places::MAX];
+        for place in wanted {
+            let set = self.set(hashes[place]);
+            let candidate = way(set, hashes[place]).and_then(|way| set.flows[way % WAYS].as_ref());
+            if let Some(flow) = candidate.map(FlowRef::from) {
+                flow.prefetch(seat);
+                candidates[place] = Some(flow);
+            }
+        }
+        candidates
+    }
+
+    #[inline]
     fn candidate(&self, hash: u64) -> Option<FlowRef<'_>> {
-        let set = &self.sets[Self::index(hash)];
+        let set = self.set(hash);
         set.flows[set.way(hash)?].as_ref().map(FlowRef::from)
+    }
+
+    #[inline]
+    fn set(&self, hash: u64) -> &Set {
+        &self.sets[Self::index(hash)]
     }
 
     /// Caches the flow of a key that `get` did not find, if it may come in; only then `flow` is asked for a
@@ -323,7 +384,7 @@ mod tests {
         let mut cache = ExactCache::new();
         let flows: Vec<_> = (0..32).step_by(3).map(|n| insert(&mut cache, n)).collect();
         flows[1].kill();
-        let keys: Vec<FlowKey> = (0..32).map(key).collect();
+        let keys: [FlowKey; 32] = std::array::from_fn(|n| key(n as u64));
         let hashes: [u64; 32] = std::array::from_fn(|n| keys[n].hash());
         let (mut wanted, mut found) = (Places::first(32), Vec::new());
         wanted.remove(0);
@@ -336,6 +397,19 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn wide_or_not_it_finds_the_same(ns in prop::collection::vec(0u64..64, 1..20)) {
+            // All in one set.
+            let hash = |n: u64| n % 9 * (ENTRIES / WAYS) as u64;
+            let mut cache = ExactCache::new();
+            ns.iter().for_each(|n| cache.insert(hash(*n), || flow(*n)));
+            let hashes: [u64; Places::MAX] = std::array::from_fn(|n| hash(n as u64));
+            let wanted = Places::first(Places::MAX).without(Places::first(3));
+            let found = cache.candidates(&hashes, wanted, ALONE);
+            prop_assert_eq!(found, cache.candidates_by((&hashes, wanted), ALONE, Set::way));
+            prop_assert!(found[..3].iter().all(Option::is_none) && found.iter().flatten().count() > 0);
+        }
+
         #[test]
         fn it_never_gives_another_keys_flow(ns in prop::collection::vec(0u64..64, 1..200)) {
             let mut cache = ExactCache::new();

@@ -13,8 +13,8 @@
 //! One poller alone has nobody to keep away from: then line and columns are one block, and the processor, which fetches
 //! the second line with the first, saves it a twentieth (bench `forward`, l2/1000).
 //!
-//! Of the key there are only the words that are not zero, three in the line: what switching looks at, with or without a
-//! tag. What flows have in common is shared ([`Interner`]): the mask, lists of actions, effects.
+//! Of the key there are the first three words in the line, which are what switching looks at, with or without a tag; of the
+//! others those that the mask looks at. What flows have in common is shared ([`Interner`]): the mask, lists of actions, effects.
 //!
 //! A flow that is decided otherwise, for the same frames, is *amended* where it lies ([`course`]): its counters, its place in
 //! the table and in caches stay.
@@ -33,7 +33,7 @@ mod tests;
 use std::fmt;
 use std::marker::PhantomData;
 use std::mem::size_of;
-use std::ops::Deref;
+use std::ops::{BitOr, Deref};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
@@ -93,8 +93,8 @@ pub const MAX_POLLERS: usize = 500;
 #[derive(Debug)]
 pub struct Shape {
     pub(crate) mask: Mask,
-    /// The words of the mask that are not zero, with their indexes, ascending.
-    pub(crate) words: Box<[(usize, u64)]>,
+    /// Behind the first [`INLINE`]: the words of the mask that are not zero, with their indexes, ascending.
+    far: Box<[(usize, u64)]>,
     /// How many pollers may count on such a flow.
     pollers: usize,
     /// Who may amend it.
@@ -104,7 +104,8 @@ pub struct Shape {
 impl Shape {
     pub(crate) fn new(mask: &Mask, pollers: usize) -> Self {
         assert!((1..=MAX_POLLERS).contains(&pollers), "{pollers} pollers: expected 1 to {MAX_POLLERS}");
-        Shape { mask: *mask, words: mask.nonzero().collect(), pollers, home: None }
+        let far = mask.nonzero().filter(|(i, _)| *i >= INLINE).collect();
+        Shape { mask: *mask, far, pollers, home: None }
     }
 
     /// Of flows that have a home.
@@ -116,10 +117,9 @@ impl Shape {
         self.mask == *mask && self.pollers == pollers
     }
 
-    /// Columns of a flow that stores so many words. First come the pollers', then what lies aside.
-    fn columns(&self, stored: usize) -> usize {
-        let words = stored.saturating_sub(INLINE);
-        self.pollers + 1 + words.div_ceil(COLUMN_WORDS)
+    /// Columns of a flow. First come the pollers', then what lies aside.
+    fn columns(&self) -> usize {
+        self.pollers + 1 + self.far.len().div_ceil(COLUMN_WORDS)
     }
 }
 
@@ -132,11 +132,9 @@ pub struct Home {
 
 /// Bytes of a column. Loom's atomics are bigger, and its models have one poller.
 const COLUMN: usize = if cfg!(feature = "loom") { 1024 } else { blocks::COLUMN };
-/// Words of the key in the line, and in each column that has some.
+/// Words of the key in the line, its first, and in each column that has some.
 const INLINE: usize = 3;
 const COLUMN_WORDS: usize = COLUMN / size_of::<u64>();
-/// Behind the bits of words: there are some in columns.
-const FAR: u32 = 1 << 31;
 
 /// The line of a flow.
 #[repr(C, align(64))]
@@ -144,36 +142,11 @@ pub(crate) struct Head {
     generation: AtomicU64,
     shape: Arc<Shape>,
     in_port: PortId,
-    /// Which words of the masked key are not zero, and [`FAR`].
-    stored: u32,
     course: Course,
     /// The address of the epoch that keeps what the flow did before it was amended; zero if it never is.
     home: usize,
-    /// The first of them.
+    /// The first of the masked key.
     words: [u64; INLINE],
-}
-
-impl Head {
-    /// Do flow and key agree, if this is how the words stored are found?
-    #[inline(always)]
-    fn agrees(&self, shape: &Shape, key: &FlowKey, word: impl Fn(usize) -> u64) -> bool {
-        let (stored, mut next) = (self.stored, 0);
-        shape.words.iter().all(|&(i, mask)| {
-            let own = match stored >> i & 1 {
-                0 => 0,
-                _ => {
-                    next += 1;
-                    word(next - 1)
-                }
-            };
-            key.words()[i] & mask == own
-        })
-    }
-
-    /// How many words are stored.
-    fn count(&self) -> usize {
-        (self.stored & !FAR).count_ones() as usize
-    }
 }
 
 /// What no frame asks for.
@@ -185,7 +158,7 @@ struct Aside {
 #[cfg(not(feature = "loom"))]
 const _: () = assert!(size_of::<Head>() == 64 && size_of::<Aside>() == COLUMN);
 const _: () = assert!(size_of::<Aside>() <= COLUMN && size_of::<FlowStats>() <= COLUMN);
-const _: () = assert!(WORDS < 31 && MAX_POLLERS + 1 + WORDS.div_ceil(COLUMN_WORDS) <= COLUMNS_MAX);
+const _: () = assert!(MAX_POLLERS + 1 + WORDS.div_ceil(COLUMN_WORDS) <= COLUMNS_MAX);
 
 /// What a flow owns may go from thread to thread; the compiler cannot see it behind the pointers.
 const _: () = {
@@ -232,32 +205,23 @@ impl Flow {
     /// A flow of parts.
     pub(crate) fn assemble(key: &FlowKey, parts: Parts, birth: Birth) -> Self {
         let Parts { shape, actions, effects, depends, rests_on, in_port } = parts;
-        let masked = |(i, mask): &(usize, u64)| (*i, key.words()[*i] & mask);
-        let own = shape.words.iter().map(masked).filter(|(_, word)| *word != 0);
-        let (mut stored, mut words) = (0u32, [0; WORDS]);
-        for (n, (i, word)) in own.enumerate() {
-            stored |= 1 << i;
-            words[n] = word;
-        }
+        let masked = |i: usize, mask: u64| key.words()[i] & mask;
+        let words = std::array::from_fn(|i| masked(i, shape.mask.words()[i]));
         let stats = FlowStats::first(birth.now);
         let pollers = shape.pollers;
-        let count = stored.count_ones() as usize;
-        let (columns, far) = (shape.columns(count), if count > INLINE { FAR } else { 0 });
+        let columns = shape.columns();
         let flow = Flow(match pollers {
             1 => blocks::allocate(size_of::<Head>() + columns * COLUMN).cast(),
             _ => blocks::allocate_row(columns).cast(),
         });
-        let [a, b, c, more @ ..] = words;
         let head = Head {
             generation: AtomicU64::new(birth.generation),
             home: shape.home.as_ref().map_or(0, |home| home.epoch.address()),
             shape,
             in_port,
-            stored: stored | far,
             course: Course::new(actions),
-            words: [a, b, c],
+            words,
         };
-        let more = &more[..count.saturating_sub(INLINE)];
         // SAFETY: the row has a column for what lies aside, one for each poller and enough for these words, each aligned to its
         // size, and is ours alone.
         unsafe {
@@ -266,9 +230,9 @@ impl Flow {
             (1..pollers).for_each(|poller| flow.column::<FlowStats>(poller).write(FlowStats::default()));
             let notes = Notes::new(depends, rests_on);
             flow.column::<Aside>(pollers).write(Aside { effects, notes });
-            for (n, words) in more.chunks(COLUMN_WORDS).enumerate() {
+            for (n, far) in flow.head().shape.far.chunks(COLUMN_WORDS).enumerate() {
                 let to = flow.column::<u64>(pollers + 1 + n);
-                to.copy_from_nonoverlapping(words.as_ptr(), words.len());
+                far.iter().enumerate().for_each(|(at, &(i, mask))| to.add(at).write(masked(i, mask)));
             }
         }
         flow
@@ -298,17 +262,16 @@ impl Flow {
         &self.stats(0).shares
     }
 
-    /// Finds words by their number among those stored. Those in columns are found by where the first two such begin.
+    /// The words behind the first that the mask looks at, with their indexes, and the flow's own for them, by columns.
     #[inline(always)]
-    fn words(&self) -> impl Fn(usize) -> u64 {
-        let head = self.head();
-        let [first, second] = [1, 2].map(|column| self.column::<u64>(head.shape.pollers + column));
-        let apart = (second.addr() - first.addr()) / size_of::<u64>();
-        move |n| {
-            let Some(far) = n.checked_sub(INLINE) else { return head.words[n] };
-            // SAFETY: callers count the bits of `stored`, so the word is there, and columns of one row are equally far apart.
-            unsafe { first.add(far / COLUMN_WORDS * apart + far % COLUMN_WORDS).read() }
-        }
+    fn far(&self) -> impl Iterator<Item = (&[(usize, u64)], &[u64])> {
+        let shape = &*self.head().shape;
+        let together = if shape.pollers == 1 { WORDS } else { COLUMN_WORDS }; // columns of a block lie side by side
+        shape.far.chunks(together).enumerate().map(|(n, far)| {
+            let own = self.column::<u64>(shape.pollers + 1 + n);
+            // SAFETY: for as many words there are columns from this one on, and they do not change.
+            (far, unsafe { std::slice::from_raw_parts(own, far.len()) })
+        })
     }
 
     /// Is this the flow of a frame with this key: do they agree in what the decision looked at? Cost: the words
@@ -318,33 +281,29 @@ impl Flow {
         self.agrees(&self.head().shape, key)
     }
 
-    /// As [`Flow::matches`], for who has the flow's shape at hand.
+    /// As [`Flow::matches`], for who has the flow's shape, or one of the same mask, at hand.
     #[inline]
     pub(crate) fn agrees(&self, shape: &Shape, key: &FlowKey) -> bool {
-        let head = self.head();
-        match head.stored & FAR {
-            0 => head.agrees(shape, key, |n| head.words[n]),
-            _ => self.agrees_far(shape, key),
-        }
+        let (own, mask, key_words) = (&self.head().words, shape.mask.words(), key.words());
+        let differing = (0..INLINE).fold(0, |all, n| all | (key_words[n] & mask[n]) ^ own[n]);
+        differing == 0 && (shape.far.is_empty() || self.agrees_far(key))
     }
 
-    /// As [`Flow::agrees`], of a flow with words in columns. Not inlined: where it was the others, which are most, took
-    /// 27 instructions more (bench `forward`, l2/1000).
+    /// Do they agree behind the first words? Not inlined: where it was the others, which are most, took 27 instructions
+    /// more (bench `forward`, l2/1000). No branch for a word: of those that get here nearly all agree in all (`vxlan-decap/1000`).
     #[inline(never)]
-    fn agrees_far(&self, shape: &Shape, key: &FlowKey) -> bool {
-        self.head().agrees(shape, key, self.words())
+    fn agrees_far(&self, key: &FlowKey) -> bool {
+        let differs = |(&(i, mask), own): (&(usize, u64), &u64)| (key.words()[i] & mask) ^ own;
+        self.far().all(|(far, own)| far.iter().zip(own).map(differs).fold(0, u64::bitor) == 0)
     }
 
     /// The key, masked.
     pub fn key(&self) -> FlowKey {
-        let (stored, word, mut next) = (self.head().stored, self.words(), 0);
-        FlowKey(std::array::from_fn(|i| match stored >> i & 1 {
-            0 => 0,
-            _ => {
-                next += 1;
-                word(next - 1)
-            }
-        }))
+        let mut key = FlowKey::default();
+        key.0[..INLINE].copy_from_slice(&self.head().words);
+        let far = self.far().flat_map(|(far, own)| far.iter().zip(own));
+        far.for_each(|((i, _), own)| key.0[*i] = *own);
+        key
     }
 
     /// The bits that were looked at.
@@ -553,7 +512,7 @@ impl Drop for Flow {
             return;
         }
         std::sync::atomic::fence(Ordering::Acquire); // what others did with it is over
-        let columns = self.head().shape.columns(self.head().count());
+        let columns = self.head().shape.columns();
         let pollers = self.head().shape.pollers;
         // SAFETY: this was the last share. What lies aside and the head are dropped once, and the row, of which the rest needs
         // no drop, was allocated for so many pollers with so many columns.

@@ -13,6 +13,8 @@ use crate::field::with_fields;
 use crate::field::{Dscp, Field, FlowLabel, L4Port, Label, TcpFlags, TunnelFlags, Value, VlanTci};
 use crate::id::PortId;
 use crate::mask::Mask;
+#[cfg(target_arch = "x86_64")]
+use crate::wide;
 
 /// How many 64-bit words a [`FlowKey`] has.
 pub const WORDS: usize = 20;
@@ -37,19 +39,43 @@ impl FlowKey {
         FlowKey(std::array::from_fn(|i| self.0[i] & mask.0[i]))
     }
 
-    /// A well-mixed hash of all words: every bit of the key moves about half of its bits.
+    /// A well-mixed hash of all words: every bit of the key moves about half of its bits. It is multilinear over 32 bits at a
+    /// time (Lemire and Kaser, "Strongly universal string hashing is fast", 2014).
     ///
     /// It is not keyed: who can choose fields can make keys collide, so a table must bound what a collision costs.
     #[inline]
     pub fn hash(&self) -> u64 {
-        finish(self.0.iter().zip(&MULTIPLIERS).fold(0, |sum, (word, k)| add(sum, *word, *k)))
+        self.hash_under((0..WORDS).map(|i| (i, u64::MAX)))
     }
 
     /// The hash of the key under a mask that is given by its nonzero words ([`Mask::nonzero`]): equal to
     /// `self.masked(&mask).hash()`, at the cost of those words only.
     #[inline]
     pub fn hash_under(&self, nonzero: impl IntoIterator<Item = (usize, u64)>) -> u64 {
-        finish(nonzero.into_iter().fold(0, |sum, (i, mask)| add(sum, self.0[i] & mask, MULTIPLIERS[i])))
+        let product = |(i, mask)| halves(self.0[i] & mask, MULTIPLIERS[i]);
+        spread(nonzero.into_iter().map(product).fold(0, u64::wrapping_add))
+    }
+
+    /// As [`FlowKey::hash_under`], under the first four times `N` words of a mask; what is behind these is zero in the key, or in
+    /// the mask. Four words at a time, and half products instead of whole ones: 25 instructions instead of 57 where three words
+    /// are looked at, 57 instead of 230 behind a tunnel (bench `instructions`, `l2/1000` and `vxlan-decap/1000`).
+    #[cfg(target_arch = "x86_64")]
+    #[inline]
+    #[target_feature(enable = "avx2,bmi1,bmi2,movbe")]
+    pub(crate) fn hash_wide<const N: usize>(&self, mask: &Mask) -> u64 {
+        use std::arch::x86_64::{
+            _mm_add_epi64, _mm_cvtsi128_si64, _mm_unpackhi_epi64, _mm256_add_epi64, _mm256_and_si256,
+            _mm256_castsi256_si128, _mm256_extracti128_si256, _mm256_mul_epu32, _mm256_setzero_si256,
+            _mm256_srli_epi64,
+        };
+        let sums = (0..N).fold(_mm256_setzero_si256(), |sums, n| {
+            let four = |of: &[u64; WORDS]| wide::words(of, 4 * n);
+            let (words, multipliers) = (_mm256_and_si256(four(&self.0), four(&mask.0)), four(&MULTIPLIERS));
+            let upper = _mm256_mul_epu32(_mm256_srli_epi64(words, 32), _mm256_srli_epi64(multipliers, 32));
+            _mm256_add_epi64(_mm256_add_epi64(sums, _mm256_mul_epu32(words, multipliers)), upper)
+        });
+        let two = _mm_add_epi64(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
+        spread(_mm_cvtsi128_si64(_mm_add_epi64(two, _mm_unpackhi_epi64(two, two))) as u64)
     }
 
     /// A hash of what tells connections apart: the entropy of an outer UDP source port (RFC 7348 section 5, RFC 6335).
@@ -194,10 +220,23 @@ fn sum<const N: usize>(words: [(usize, u64); N]) -> u128 {
     words.into_iter().fold(0, |sum, (i, word)| add(sum, word, MULTIPLIERS[i]))
 }
 
+/// One term of the hash of a key: the lower half of a word by that of its multiplier, and the upper halves. A zero word adds
+/// nothing, no product waits for another, and a processor makes four at a time.
+#[inline]
+fn halves(word: u64, multiplier: u64) -> u64 {
+    let lower = u64::from(word as u32) * u64::from(multiplier as u32);
+    lower.wrapping_add((word >> 32) * (multiplier >> 32))
+}
+
 /// Folds the sum and spreads it over all bits (the finalizer of MurmurHash3).
 #[inline]
 fn finish(sum: u128) -> u64 {
-    let h = sum as u64 ^ ((sum >> 64) as u64).rotate_left(32);
+    spread(sum as u64 ^ ((sum >> 64) as u64).rotate_left(32))
+}
+
+/// Spreads a sum over all bits.
+#[inline]
+fn spread(h: u64) -> u64 {
     let h = (h ^ h >> 33).wrapping_mul(0xff51_afd7_ed55_8ccd);
     let h = (h ^ h >> 33).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
     h ^ h >> 33

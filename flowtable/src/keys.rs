@@ -93,6 +93,12 @@ impl Keys {
         }
     }
 
+    /// All places; what is behind the last key means nothing.
+    #[inline]
+    pub fn all(&self) -> &[FlowKey; Places::MAX] {
+        &self.keys
+    }
+
     /// How many words, from the first on, any of the keys may have: all others are zero.
     #[inline]
     pub fn used(&self) -> usize {

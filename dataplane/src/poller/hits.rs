@@ -35,15 +35,18 @@ impl Poller {
         let (mut flows, mut hashes, mut unknown) = ([None; BATCH], [0; BATCH], heads);
         let asks_exact = self.exact.is_awake(heads.len());
         if asks_exact {
-            heads.for_each(|place| hashes[place] = self.reader.hash(&keys[place]));
+            self.reader.hash_each((keys.all(), keys.used()), heads, |place, hash| {
+                self.exact.prefetch(hash);
+                hashes[place] = hash;
+            });
             let current = (generation, self.reader.seat());
-            self.exact.get_each((keys, &hashes), current, &mut unknown, |place, flow| {
+            self.exact.get_each((keys.all(), &hashes), current, &mut unknown, |place, flow| {
                 flows[place] = Some(flow);
             });
         }
         let mut found = ArrayVec::<(u64, FlowRef<'_>), BATCH>::new();
         let mut stale = ArrayVec::<(usize, FlowRef<'_>), BATCH>::new();
-        self.reader.lookup_each(keys, unknown, |place, flow| {
+        self.reader.lookup_each(keys.all(), unknown, |place, flow| {
             if snapshot.holds(&flow) {
                 flows[place] = Some(flow);
                 found.push((hashes[place], flow));

@@ -49,6 +49,15 @@ impl Bucket {
         NonNull::new(self.flows[way].load(Ordering::Acquire))
     }
 
+    /// The flow that a search for this hash, which begins here, will most likely find.
+    #[inline]
+    pub(super) fn candidate(&self, hash: u32) -> Option<FlowRef<'_>> {
+        let ways = self.ways(hash);
+        let flow = (ways != 0).then(|| self.flow(ways.trailing_zeros() as usize))??;
+        // SAFETY: a linked flow is protected like the bucket it was found in.
+        Some(unsafe { FlowRef::new(flow) })
+    }
+
     /// The flows in it, with their hashes.
     pub(super) fn flows(&self) -> impl Iterator<Item = (u32, NonNull<Head>)> + '_ {
         (0..WAYS).filter_map(move |way| Some((self.hashes[way].load(Ordering::Relaxed), self.flow(way)?)))
@@ -148,16 +157,6 @@ impl<'s> Shard<'s> {
     #[inline]
     pub(super) fn first_bucket(self, hash: u32) -> &'s Bucket {
         &self.0[hash as usize & (self.0.len() - 1)]
-    }
-
-    /// The flow that a search for this hash will most likely find.
-    #[inline]
-    pub(super) fn candidate(self, hash: u32) -> Option<FlowRef<'s>> {
-        let bucket = self.first_bucket(hash);
-        let ways = bucket.ways(hash);
-        let flow = (ways != 0).then(|| bucket.flow(ways.trailing_zeros() as usize))??;
-        // SAFETY: a linked flow is protected like the shard it was found in.
-        Some(unsafe { FlowRef::new(flow) })
     }
 
     /// Finds the flow that has this hash and `is` the one.

@@ -1,4 +1,4 @@
-//! Which keys of a batch some mask may tell from the one before.
+//! What any mask looks at: which keys of a batch some mask may tell from the one before, and hashes of that.
 
 use crate::key::{FlowKey, WORDS};
 use crate::mask::Mask;
@@ -49,6 +49,41 @@ impl Looks {
             return unsafe { self.told_wide(keys, self.groups.min(used.div_ceil(GROUP))) };
         }
         self.told_by_word(keys)
+    }
+
+    /// Hashes what any mask looks at, of those keys that are `wanted`, one by one, with their place.
+    /// Behind the first `used` words all are zero.
+    #[inline]
+    #[allow(unsafe_code)]
+    pub(super) fn hash_each(
+        &self,
+        (keys, used): (&[FlowKey; Places::MAX], usize),
+        wanted: Places,
+        mut hashed: impl FnMut(usize, u64),
+    ) {
+        #[cfg(target_arch = "x86_64")]
+        if wide::is_there() {
+            // SAFETY: the processor has what it needs.
+            return unsafe { self.hash_wide((keys, self.groups.min(used.div_ceil(GROUP))), wanted, hashed) };
+        }
+        wanted.for_each(|place| hashed(place, keys[place].hash_under(self.words.iter().copied())));
+    }
+
+    /// In the first so many groups.
+    #[cfg(target_arch = "x86_64")]
+    #[inline]
+    #[target_feature(enable = "avx2,bmi1,bmi2,movbe")]
+    fn hash_wide(
+        &self,
+        (keys, groups): (&[FlowKey; Places::MAX], usize),
+        wanted: Places,
+        mut hashed: impl FnMut(usize, u64),
+    ) {
+        match groups {
+            ..=1 => wanted.for_each(|place| hashed(place, keys[place].hash_wide::<1>(&self.union))),
+            2 => wanted.for_each(|place| hashed(place, keys[place].hash_wide::<2>(&self.union))),
+            _ => wanted.for_each(|place| hashed(place, keys[place].hash_wide::<GROUPS>(&self.union))),
+        }
     }
 
     fn told_by_word(&self, keys: &[FlowKey]) -> Places {
@@ -113,8 +148,16 @@ mod tests {
             prop_assert!(looks.told_by_word(&keys).eq((1..keys.len()).filter(differs)));
             let used = |key: &FlowKey| key.0.iter().rposition(|word| *word != 0).map_or(0, |last| last + 1);
             let used = keys.iter().map(used).max().unwrap_or(0);
+            let wanted = Places::first(keys.len()).without(Places::from(0b1010));
+            let hashes = wanted.map(|place| (place, keys[place].masked(&looks.union).hash()));
+            let hashes: Vec<_> = hashes.collect();
+            let mut all = [FlowKey::default(); Places::MAX];
+            all[..keys.len()].copy_from_slice(&keys);
             for used in [used, WORDS] {
                 prop_assert_eq!(looks.told((&keys, used)), looks.told_by_word(&keys));
+                let mut hashed = Vec::new();
+                looks.hash_each((&all, used), wanted, |place, hash| hashed.push((place, hash)));
+                prop_assert_eq!(&hashed, &hashes);
             }
         }
     }

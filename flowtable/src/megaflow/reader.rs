@@ -44,10 +44,6 @@ pub struct Reader {
     retired: RefCell<Vec<List<Action>>>,
 }
 
-/// The most words of a key that are hashed one by one: all of them in a row, without a look at which they are, cost as much
-/// as six (bench `forward`, `vxlan-decap`).
-const FEW: usize = 6;
-
 /// How many pairs of neighbours say for a batch whether it is worth to compare all (bench `forward`: `l2/1000`).
 const SAMPLES: usize = 4;
 
@@ -153,12 +149,12 @@ impl Reader {
         }
     }
 
-    /// As [`Reader::lookup`], for all of `keys` (at most [`Places::MAX`]) that are `wanted`; those found come one by
+    /// As [`Reader::lookup`], for all of `keys` that are `wanted`; those found come one by
     /// one, with their place. Many together cost less than one by one: their cache misses overlap.
     #[inline]
     pub fn lookup_each<'r>(
         &'r self,
-        keys: &[FlowKey],
+        keys: &[FlowKey; Places::MAX],
         mut wanted: Places,
         mut found: impl FnMut(usize, FlowRef<'r>),
     ) {
@@ -179,14 +175,16 @@ impl Reader {
         }
     }
 
-    /// A hash of those bits of `key` that any mask looked at when this reader last ranked them. So keys that differ
-    /// elsewhere only have the same hash, as they have the same flow.
+    /// Hashes those bits that any of the masks looked at when this reader last ranked them, of those of these keys (with nothing
+    /// behind their first `used` words) that are `wanted`; the hashes come one by one, with their place. So keys that differ elsewhere only have the same hash, as they have the same flow.
     #[inline]
-    pub fn hash(&self, key: &FlowKey) -> u64 {
-        match self.looks.words.len() {
-            ..=FEW => key.hash_under(self.looks.words.iter().copied()),
-            _ => key.masked(&self.looks.union).hash(),
-        }
+    pub fn hash_each(
+        &self,
+        keys: (&[FlowKey; Places::MAX], usize),
+        wanted: Places,
+        hashed: impl FnMut(usize, u64),
+    ) {
+        self.looks.hash_each(keys, wanted, hashed);
     }
 
     /// Of these keys (at most [`Places::MAX`], with nothing behind their first `used` words) that are `sound`, those that some mask may tell from the one before, and those

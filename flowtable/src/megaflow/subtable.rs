@@ -177,25 +177,29 @@ impl Subtable {
     #[inline]
     pub(super) fn find_each<'s>(
         &'s self,
-        (keys, seat): (&[FlowKey], Seat),
+        (keys, seat): (&[FlowKey; Places::MAX], Seat),
         wanted: &mut Places,
         mut found: impl FnMut(usize, FlowRef<'s>),
     ) {
-        let (mut hashes, mut likely) = ([0; Places::MAX], Places::NONE);
+        let (mut hashes, mut firsts, mut likely) = ([0; Places::MAX], [None; Places::MAX], Places::NONE);
         for place in *wanted {
             if self.guard.load(Ordering::Relaxed) & self.guard_bit(&keys[place]) != 0 {
                 hashes[place] = self.hash(&keys[place]);
                 if let Some(shard) = self.shard(hashes[place]) {
-                    prefetch(shard.first_bucket(hashes[place] as u32));
+                    let first = shard.first_bucket(hashes[place] as u32);
+                    prefetch(first);
+                    firsts[place] = Some(first);
                     likely.insert(place);
                 }
             }
         }
         let mut candidates = [None; Places::MAX];
         for place in likely {
-            let candidate = self.shard(hashes[place]).and_then(|shard| shard.candidate(hashes[place] as u32));
-            candidate.into_iter().for_each(|flow| flow.prefetch(seat));
-            candidates[place] = candidate;
+            let candidate = firsts[place].and_then(|first| first.candidate(hashes[place] as u32));
+            if let Some(flow) = candidate {
+                flow.prefetch(seat);
+                candidates[place] = Some(flow);
+            }
         }
         for place in likely {
             let key = &keys[place];

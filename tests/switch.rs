@@ -10,6 +10,8 @@ mod fabric;
 mod frames;
 #[path = "support/guest.rs"]
 mod guest;
+#[path = "support/live.rs"]
+mod live;
 #[path = "support/ovs.rs"]
 mod ovs;
 #[path = "support/rack.rs"]

@@ -90,8 +90,7 @@ pub fn run(file: &Path, socket: Option<&Path>) -> Result<(), RunError> {
     let signals = signals().map_err(refused("take signals"))?;
     let log = Log::start(model.config().switch.log);
     let (claim, listener) = Claim::new(&socket)?;
-    let sockets = claim.path().parent().unwrap_or(Path::new("/")).to_owned();
-    let service = Service::start(Parts { file, sockets, model, log })?;
+    let service = Service::start(Parts { file, socket, model, log })?;
     let events = Events::forward(service.switch().events()).map_err(refused("watch the pollers"))?;
     let running = Running { service, stopping: false };
     let mut daemon =

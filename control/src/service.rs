@@ -108,8 +108,8 @@ pub enum ChangeError {
 pub struct Parts {
     /// The configuration file.
     pub file: PathBuf,
-    /// The directory of the control socket.
-    pub sockets: PathBuf,
+    /// The control socket.
+    pub socket: PathBuf,
     /// What it says.
     pub model: Model,
     /// The log.
@@ -156,7 +156,7 @@ impl Service {
     /// # Errors
     /// [`ServiceError`]; nothing is left behind.
     pub fn start(parts: Parts) -> Result<Service, ServiceError> {
-        let Parts { file, sockets, model, log } = parts;
+        let Parts { file, socket, model, log } = parts;
         descriptors::raise_limit();
         let began = model.config().clone();
         let (small, big) = (began.pool.frames, began.pool.big_frames);
@@ -168,7 +168,7 @@ impl Service {
             pool: Arc::clone(&pool),
             endpoints: Arc::clone(survey.endpoints()),
             overlong: Arc::clone(survey.overlong()),
-            guests: Guests::new(sockets).map_err(ServiceError::Guests)?,
+            guests: Guests::new(&socket).map_err(ServiceError::Guests)?,
         };
         let ports = Ports::new(Arc::clone(&switch), opener);
         let started = Instant::now();
@@ -190,6 +190,7 @@ impl Service {
             started,
         };
         service.enforce();
+        service.ports.tidy();
         service.warn();
         Ok(service)
     }

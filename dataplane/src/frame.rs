@@ -10,6 +10,7 @@
 
 mod cache;
 mod chatter;
+pub mod stack;
 pub mod umem;
 
 use std::ptr::NonNull;
@@ -21,6 +22,7 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 use thiserror::Error;
 
 pub use self::cache::FrameCache;
+use self::stack::Stack;
 use self::umem::SharedUmem;
 
 /// Bytes of a small chunk: one UMEM chunk.
@@ -117,7 +119,8 @@ pub struct FramePool {
     big: Region,
     config: PoolConfig,
     free_small: ArrayQueue<u32>,
-    free_big: ArrayQueue<u32>,
+    /// By their places among the big ones.
+    free_big: Stack,
     refused: Option<String>,
 }
 
@@ -153,9 +156,8 @@ impl FramePool {
         };
         let big = Region::map(config.big as usize * BIG)?;
         let free_small = ArrayQueue::new(config.small.max(1) as usize);
-        let free_big = ArrayQueue::new(config.big.max(1) as usize);
+        let free_big = Stack::full(config.big);
         (0..config.small).for_each(|i| free_small.push(i).expect("sized for all"));
-        (0..config.big).for_each(|i| free_big.push(i | BIG_BIT).expect("sized for all"));
         Ok(Arc::new(FramePool { small, first, big, config, free_small, free_big, refused }))
     }
 
@@ -179,7 +181,7 @@ impl FramePool {
 
     /// Chunks in the shared lists now (small, big); those in thread caches are not among them.
     pub fn available(&self) -> (usize, usize) {
-        (self.free_small.len(), self.free_big.len())
+        (self.free_small.len(), self.free_big.count())
     }
 
     #[inline]
@@ -200,9 +202,15 @@ impl FramePool {
         unsafe { self.first.add(chunk as usize * SMALL) }
     }
 
+    fn take_big(&self) -> Option<u32> {
+        self.free_big.pop().map(|number| number | BIG_BIT)
+    }
+
     fn put(&self, chunk: Chunk) {
-        let list = if chunk.is_big() { &self.free_big } else { &self.free_small };
-        list.push(chunk.0).expect("a chunk was given back twice");
+        match chunk.is_big() {
+            true => self.free_big.push(chunk.0 & !BIG_BIT),
+            false => self.free_small.push(chunk.0).expect("a chunk was given back twice"),
+        }
     }
 }
 

@@ -3,6 +3,9 @@
 //! Nothing here touches a frame. What control wants of a poller it asks by a task, which the poller runs
 //! between two turns.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -131,7 +134,9 @@ pub struct Switch {
     shared: Arc<Shared>,
     tasks: Vec<Sender<Task>>,
     published: Mutex<(Published<Snapshot>, publish::Arc<Snapshot>)>,
-    /// Which poller has which queue.
+    /// Held by who changes which poller has which queue, to the end: one at a time.
+    change: Mutex<()>,
+    /// Which poller has which queue. Nobody waits for pollers who holds this.
     placement: Mutex<Placement>,
     events: Receiver<Event>,
     stop: Arc<AtomicBool>,
@@ -208,6 +213,7 @@ impl Switch {
             shared,
             tasks,
             published: Mutex::new((published, first)),
+            change: Mutex::default(),
             placement: Mutex::default(),
             events: event_receiver,
             stop: Arc::default(),
@@ -234,13 +240,12 @@ impl Switch {
     /// Gives a port its queues, in place of any it had. `cores[i]` is where queue `i` shall be served; queues
     /// without a wish go where there are the fewest.
     pub fn attach(&self, port: PortId, queues: Vec<Box<dyn Port>>, cores: &[Option<usize>]) {
-        self.detach(port);
-        let mut owners = Vec::new();
+        let _change = self.lock_change();
+        drop(self.withdraw(port));
         for (index, io) in queues.into_iter().enumerate() {
             let wish = cores.get(index).copied().flatten();
             let poller = wish.and_then(|core| self.poller_on(core)).unwrap_or_else(|| self.idlest());
             self.lock_placement().insert((port, index as u16), poller);
-            owners.push(poller);
             let budget = Budget::new(self.upcall_rate(port), self.now());
             let queue = Queue::new(port, index as u16, io, budget);
             self.tell(poller, move |p| {
@@ -248,11 +253,20 @@ impl Switch {
                 p.wires.add_queue(queue);
             });
         }
-        self.route(port, owners);
+        self.route(port, self.owners(port));
     }
 
     /// Takes a port's queues away and closes them. Returns when no running poller uses them any more.
     pub fn detach(&self, port: PortId) {
+        let change = self.lock_change();
+        let queues = self.withdraw(port);
+        drop(change);
+        // The kernel may take tens of milliseconds for each.
+        drop(queues);
+    }
+
+    /// Takes a port's queues from the running pollers.
+    fn withdraw(&self, port: PortId) -> Receiver<Box<dyn Port>> {
         self.lock_placement().retain(|(p, _), _| *p != port);
         self.tell_all(move |p| p.wires.set_route(port, Route::None));
         let (released, queues) = unbounded();
@@ -262,7 +276,7 @@ impl Switch {
                 let _ = released.send(queue);
             }
         });
-        drop(queues);
+        queues
     }
 
     /// Forgets a port that is gone for good: its counters move to those of the whole switch.
@@ -281,10 +295,9 @@ impl Switch {
     /// [`PlaceError`].
     pub fn place(&self, port: PortId, queue: u16, core: usize) -> Result<(), PlaceError> {
         let to = self.poller_on(core).ok_or(PlaceError::NoPoller(core))?;
-        // Held to the end: one move at a time.
-        let mut placement = self.lock_placement();
-        let place = placement.get_mut(&(port, queue)).ok_or(PlaceError::NoQueue { port, queue })?;
-        let from = std::mem::replace(place, to);
+        let _change = self.lock_change();
+        let place = self.lock_placement().get(&(port, queue)).copied();
+        let from = place.ok_or(PlaceError::NoQueue { port, queue })?;
         if from == to {
             return Ok(());
         }
@@ -305,7 +318,8 @@ impl Switch {
             waker.wake();
         });
         self.barrier();
-        self.route(port, owners(&placement, port));
+        self.lock_placement().insert((port, queue), to);
+        self.route(port, self.owners(port));
         self.tell_all(Poller::resume);
         Ok(())
     }
@@ -463,6 +477,11 @@ impl Switch {
         (0..self.tasks.len()).min_by_key(load).unwrap_or(0)
     }
 
+    /// The pollers that have a queue of the port, by queue.
+    fn owners(&self, port: PortId) -> Vec<usize> {
+        self.lock_placement().range((port, 0)..=(port, u16::MAX)).map(|(_, poller)| *poller).collect()
+    }
+
     /// Tells every poller how to reach the port: by queues of its own, else through one of the owners.
     fn route(&self, port: PortId, owners: Vec<usize>) {
         self.tell_all(move |p| {
@@ -491,14 +510,14 @@ impl Switch {
 
     /// Waits until all running pollers did what they were told.
     fn barrier(&self) {
-        if !self.lock_threads().is_empty() && !self.is_alive(TIMEOUT) {
+        if self.is_running() && !self.is_alive(TIMEOUT) {
             tracing::error!("a poller has not answered for {TIMEOUT:?}");
         }
     }
 
     fn wait_until(&self, done: impl Fn() -> bool) {
         let deadline = std::time::Instant::now() + TIMEOUT;
-        while !self.lock_threads().is_empty() && !done() {
+        while self.is_running() && !done() {
             if std::time::Instant::now() > deadline {
                 return tracing::error!("a poller has not taken the new tables for {TIMEOUT:?}");
             }
@@ -506,8 +525,17 @@ impl Switch {
         }
     }
 
+    /// Do the pollers have threads of their own?
+    fn is_running(&self) -> bool {
+        !self.lock_threads().is_empty()
+    }
+
     fn lock_published(&self) -> MutexGuard<'_, (Published<Snapshot>, publish::Arc<Snapshot>)> {
         self.published.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock_change(&self) -> MutexGuard<'_, ()> {
+        self.change.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock_placement(&self) -> MutexGuard<'_, Placement> {
@@ -533,11 +561,6 @@ impl Drop for Switch {
 
 /// Which poller has each queue.
 type Placement = BTreeMap<(PortId, u16), usize>;
-
-/// The pollers that have a queue of the port, by queue.
-fn owners(placement: &Placement, port: PortId) -> Vec<usize> {
-    placement.iter().filter(|((p, _), _)| *p == port).map(|(_, poller)| *poller).collect()
-}
 
 /// A ring from every poller to every other: what each sends by, and what each receives from.
 type Rings = (Vec<Vec<Option<Peer>>>, Vec<Vec<handoff::Receiver<Parcel>>>);

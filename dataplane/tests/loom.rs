@@ -4,6 +4,7 @@
 #![cfg(feature = "loom")]
 
 use arrayvec::ArrayVec;
+use dataplane::frame::stack::Stack;
 use dataplane::port::vhost::door::Door;
 use dataplane::{handoff, publish};
 use loom::sync::Arc;
@@ -51,6 +52,36 @@ fn an_acknowledged_generation_means_that_the_old_value_is_gone() {
             assert_eq!(Arc::strong_count(&first), 1);
         }
         drop(reader.join().unwrap());
+    });
+}
+
+/// One takes a chunk while another takes both and gives them back in the order that would deceive a stack without a count.
+#[test]
+fn a_free_chunk_is_taken_by_one() {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(3);
+    model.check(|| {
+        let stack = Arc::new(Stack::full(2));
+        let taken = Arc::new([0, 1].map(|_| loom::cell::UnsafeCell::new(0)));
+        // Who else has it would be found here.
+        let touch =
+            |taken: &[loom::cell::UnsafeCell<i32>; 2], number: u32| taken[number as usize].with_mut(|_| ());
+        let other = thread::spawn({
+            let (stack, taken) = (Arc::clone(&stack), Arc::clone(&taken));
+            move || {
+                let both = [stack.pop(), stack.pop()];
+                both.into_iter().flatten().for_each(|number| touch(&taken, number));
+                both.into_iter().flatten().for_each(|number| stack.push(number));
+            }
+        });
+        if let Some(number) = stack.pop() {
+            touch(&taken, number);
+            stack.push(number);
+        }
+        other.join().unwrap();
+        let mut left = [stack.pop(), stack.pop()];
+        left.sort_unstable();
+        assert_eq!((left, stack.pop(), stack.count()), ([Some(0), Some(1)], None, 0));
     });
 }
 

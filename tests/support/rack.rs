@@ -151,11 +151,8 @@ impl Rack {
 
     /// What `control::host` keeps: here every neighbour is known, or none.
     fn underlay(&self, compiled: &Compiled) -> Underlay {
-        let known = |((port, address), mac): (&(String, IpAddr), &MacAddr)| {
-            Some(((self.model.port(port)?.id, *address), *mac))
-        };
         Underlay {
-            neighbours: self.neighbours.iter().filter_map(known).collect(),
+            neighbours: neighbours(&self.model, &self.neighbours),
             path_mtus: self.path_mtus.clone(),
             ..underlay(compiled)
         }
@@ -370,6 +367,17 @@ pub fn underlay(compiled: &Compiled) -> Underlay {
         routes: compiled.routes.iter().copied().collect(),
         ..Underlay::default()
     }
+}
+
+/// Who is behind endpoints, by the ids of their ports.
+pub fn neighbours(
+    model: &Model,
+    known: &BTreeMap<(String, IpAddr), MacAddr>,
+) -> HashMap<(PortId, IpAddr), MacAddr> {
+    let id = |((port, address), mac): (&(String, IpAddr), &MacAddr)| {
+        Some(((model.port(port)?.id, *address), *mac))
+    };
+    known.iter().filter_map(id).collect()
 }
 
 /// The whole switch, for a failed test.

@@ -1,31 +1,21 @@
 //! Several pollers: frames handed from one to the other, queues moved while frames flow; and pollers with threads
 //! of their own, which sleep and wake up.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use control::compile::compile;
-use control::config;
-use control::model::Model;
-use dataplane::frame::{FramePool, Memory, PoolConfig};
 use dataplane::poller::Caches;
-use dataplane::port::memory::{Peer, waking_pair};
 use dataplane::shared::Event;
-use dataplane::switch::{PlaceError, Switch, SwitchConfig};
+use dataplane::switch::{PlaceError, SwitchConfig};
 use flowtable::action::DropReason;
 use flowtable::id::PortId;
 
 use crate::THREE;
 use crate::frames::{broadcast, mac, udp, unicast};
+use crate::live::{Live, two_cores};
 use crate::rack::{CABLE, Rack};
 
 /// How long a condition may take on a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(20);
-
-fn two_cores() -> SwitchConfig {
-    SwitchConfig { cores: vec![0, 1], ..SwitchConfig::default() }
-}
 
 /// Two pollers turned by hand: `a` and `c` belong to the first, `b` to the second.
 fn two_pollers(caches: Caches) -> Rack {
@@ -112,46 +102,14 @@ fn a_queue_moves_between_two_turns() {
     assert_eq!(rack.switch.place(gone, 0, 0), Err(PlaceError::NoQueue { port: gone, queue: 0 }));
 }
 
-/// A switch whose pollers have threads, with [`THREE`] ports of one bridge.
-struct Live {
-    switch: Switch,
-    model: Model,
-    pool: Arc<FramePool>,
-    ids: BTreeMap<String, PortId>,
-    peers: BTreeMap<String, Peer>,
+/// A running switch with [`THREE`] ports of one bridge.
+fn three() -> Live {
+    let mut live = Live::start(THREE, &[]);
+    ["a", "b", "c"].into_iter().for_each(|port| live.plug(port, None, |end| Box::new(end)));
+    live
 }
 
 impl Live {
-    fn start() -> Live {
-        let pool = FramePool::new(PoolConfig { small: 8192, big: 16, memory: Memory::Plain }).unwrap();
-        let switch = Switch::start(two_cores(), Arc::clone(&pool)).unwrap();
-        let model = Model::new(config::parse(THREE).unwrap()).unwrap();
-        let compiled = compile(&model);
-        switch.publish(compiled.tables);
-        let (mut ids, mut peers) = (BTreeMap::new(), BTreeMap::new());
-        for (id, attachment) in compiled.attachments {
-            let (port, peer) = waking_pair(&pool, CABLE).unwrap();
-            switch.attach(id, vec![Box::new(port)], &[]);
-            ids.insert(attachment.name.clone(), id);
-            peers.insert(attachment.name, peer);
-        }
-        Live { switch, model, pool, ids, peers }
-    }
-
-    /// Works by another configuration from here on; attachments stay as they are.
-    fn publish(&mut self, config: &str) {
-        self.model = self.model.change(config::parse(config).unwrap()).unwrap();
-        self.switch.publish(compile(&self.model).tables);
-    }
-
-    fn inject(&mut self, port: &str, frame: &[u8]) -> bool {
-        self.peers.get_mut(port).unwrap().inject(frame)
-    }
-
-    fn drain(&mut self, port: &str) -> Vec<Vec<u8>> {
-        self.peers.get_mut(port).unwrap().drain().into_iter().map(|delivered| delivered.bytes).collect()
-    }
-
     /// Waits for this many frames out of a port.
     #[track_caller]
     fn await_frames(&mut self, port: &str, count: usize) {
@@ -190,10 +148,10 @@ fn eventually(what: &str, mut done: impl FnMut() -> bool) {
 #[test]
 fn queues_move_and_books_are_taken_while_frames_flow() {
     const FRAMES: u32 = 20_000;
-    let mut live = Live::start();
+    let mut live = three();
     assert!(live.inject("b", &broadcast(2)));
     live.await_frames("a", 1);
-    let (a, b) = (live.ids["a"], live.ids["b"]);
+    let (a, b) = (live.id("a"), live.id("b"));
     let (mut sent, mut got) = (0, Vec::new());
     let mut next = 0;
     eventually("frames", || {
@@ -221,7 +179,7 @@ fn queues_move_and_books_are_taken_while_frames_flow() {
 
 #[test]
 fn idle_pollers_sleep_and_wake_up_for_a_frame() {
-    let mut live = Live::start();
+    let mut live = three();
     for port in ["a", "b", "c"] {
         let others: Vec<&str> = ["a", "b", "c"].into_iter().filter(|other| *other != port).collect();
         live.await_sleep();
@@ -238,7 +196,7 @@ fn idle_pollers_sleep_and_wake_up_for_a_frame() {
 
 #[test]
 fn two_may_take_the_books_at_once() {
-    let live = Live::start();
+    let live = three();
     std::thread::scope(|scope| {
         for _ in 0..3 {
             scope.spawn(|| (0..50).for_each(|_| assert!(live.switch.ledger().balances())));
@@ -249,14 +207,14 @@ fn two_may_take_the_books_at_once() {
 
 #[test]
 fn a_running_switch_reports_a_port_that_vanishes() {
-    let mut live = Live::start();
+    let mut live = three();
     drop(live.peers.remove("b"));
     let event = live.switch.events().recv_timeout(PATIENCE);
-    assert!(matches!(event, Ok(Event::PortGone { port, .. }) if port == live.ids["b"]), "{event:?}");
+    assert!(matches!(event, Ok(Event::PortGone { port, .. }) if port == live.id("b")), "{event:?}");
     assert!(live.inject("a", &broadcast(1)));
     live.await_frames("c", 1);
-    eventually("drop", || live.switch.port_stats(live.ids["b"]).dropped(DropReason::PortDown) == 1);
-    live.switch.detach(live.ids["b"]);
+    eventually("drop", || live.switch.port_stats(live.id("b")).dropped(DropReason::PortDown) == 1);
+    live.switch.detach(live.id("b"));
     assert!(live.switch.ledger().balances());
 }
 
@@ -264,14 +222,12 @@ fn a_running_switch_reports_a_port_that_vanishes() {
 #[test]
 fn what_a_port_taught_goes_with_it_while_it_floods() {
     let without_c = THREE.replace(", { name = \"c\" }", "");
-    let mut live = Live::start();
+    let mut live = three();
     let bridge = live.model.bridge("br0").unwrap().id;
     for _ in 0..20 {
         live.publish(THREE);
-        let c = live.model.port("c").unwrap().id;
-        let (port, peer) = waking_pair(&live.pool, CABLE).unwrap();
-        live.switch.attach(c, vec![Box::new(port)], &[]);
-        live.peers.insert("c".into(), peer);
+        let c = live.id("c");
+        live.plug("c", None, |end| Box::new(end));
         (0..CABLE).for_each(|n| assert!(live.inject("c", &broadcast(n as u8 | 1))));
         live.publish(&without_c);
         let known = live.switch.fdb(bridge);

@@ -234,6 +234,12 @@ impl Ports {
         moves
     }
 
+    /// Takes away what ports for VMs left that were removed while no switch ran.
+    pub fn tidy(&self) {
+        let is_vm = |slot: &Slot| matches!(slot.want.kind, AttachKind::Vhost(_));
+        self.opener.guests.tidy(|name| self.slots.values().any(|slot| slot.want.name == name && is_vm(slot)));
+    }
+
     /// Brings every port to where its interface allows.
     pub fn settle(&mut self, links: &Links) {
         let ids: Vec<PortId> = self.slots.keys().copied().collect();

@@ -6,6 +6,7 @@
 //! others much, the bell is answered once in [`PACE`], for all ports together.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
@@ -54,6 +55,8 @@ const PROTOCOL_FEATURES: [&str; 20] = [
 pub struct Guests {
     /// Where the control socket is: relative paths are from there.
     home: PathBuf,
+    /// The control socket's name, by which files in `home` are known for ours.
+    owner: String,
     sessions: BTreeMap<PortId, Session>,
     bell: Arc<Bell>,
     /// Ports that changed and wait for the next answer.
@@ -104,15 +107,17 @@ pub enum Presence {
 }
 
 impl Guests {
-    /// None yet. Sockets without a directory are made in `home`.
+    /// None yet. Sockets without a directory are made in that of the `control` socket.
     ///
     /// # Errors
     /// If the process has no descriptor left.
-    pub fn new(home: PathBuf) -> io::Result<Self> {
+    pub fn new(control: &Path) -> io::Result<Self> {
         let rung = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
         let bell = Arc::new(Bell { rung, ports: Mutex::default() });
         let (sessions, waiting) = (BTreeMap::new(), BTreeSet::new());
-        Ok(Guests { home, sessions, bell, waiting, next: Instant::now() })
+        let home = control.parent().unwrap_or(Path::new("/")).to_owned();
+        let owner = control.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Ok(Guests { home, owner, sessions, bell, waiting, next: Instant::now() })
     }
 
     /// The ports that changed, if it is time to look at them.
@@ -132,7 +137,7 @@ impl Guests {
 
     /// Ends the sessions of all ports but those that are wanted as they are. Their sockets are gone then.
     pub fn keep<'a>(&mut self, wanted: impl Fn(PortId) -> Option<&'a Request>) {
-        let home = &self.home;
+        let (home, owner) = (&self.home, &self.owner);
         let gone = self.sessions.extract_if(.., |id, session| {
             !wanted(*id).is_some_and(|request| placed(home, request) == session.request)
         });
@@ -140,7 +145,19 @@ impl Guests {
             drop(port);
             // A VM finds its port again with other settings, and its rings where they were.
             if wanted(id).is_none_or(|wanted| wanted.name != request.name) {
-                Places::remove(&places_of(home, &request.name));
+                Places::remove(&places_of(home, &request.name), owner);
+            }
+        }
+    }
+
+    /// Takes away what ports left that were removed while no switch ran: the places of all but those that are wanted, by name.
+    pub fn tidy(&self, is_wanted: impl Fn(&str) -> bool) {
+        let Ok(files) = fs::read_dir(self.home.join(".")) else { return };
+        for file in files.flatten() {
+            let name = file.file_name();
+            let port = name.to_str().and_then(port_of).filter(|port| !is_wanted(port));
+            if let Some(port) = port.filter(|_| Places::remove(&file.path(), &self.owner)) {
+                tracing::info!(port, "vhost-user: forgot the places of a port that is no more");
             }
         }
     }
@@ -155,7 +172,7 @@ impl Guests {
             let request = placed(&self.home, request);
             let bell = Arc::clone(&self.bell);
             let changed = Box::new(move || bell.ring(id));
-            let (places, trouble) = places(&self.home, &request.name)?;
+            let (places, trouble) = places(&places_of(&self.home, &request.name), &self.owner)?;
             let port = VhostUser::start_at(request.clone(), places, changed).map_err(|e| e.to_string())?;
             // Once: a port that cannot start is tried again each second.
             if let Some(trouble) = trouble {
@@ -206,10 +223,14 @@ fn places_of(home: &Path, port: &str) -> PathBuf {
     home.join(format!(".{port}.rings"))
 }
 
+/// The port of such a file.
+fn port_of(places: &str) -> Option<&str> {
+    places.strip_prefix('.')?.strip_suffix(".rings")
+}
+
 /// The places of a port: a file, or if there cannot be one, memory that ends with the session, and what that means.
-fn places(home: &Path, port: &str) -> Result<(Places, Option<String>), String> {
-    let path = places_of(home, port);
-    Places::open(&path).map(|places| (places, None)).or_else(|error| {
+fn places(path: &Path, owner: &str) -> Result<(Places, Option<String>), String> {
+    Places::open(path, owner).map(|places| (places, None)).or_else(|error| {
         let path = path.display();
         let trouble =
             format!("{path}: {error}; a VM with packed rings may be cut off if the switch is killed");
@@ -283,7 +304,8 @@ mod tests {
     #[test]
     fn places_stay_while_the_port_is_wanted_in_whatever_way() {
         let home = tempfile::tempdir().unwrap();
-        let mut guests = Guests::new(home.path().to_owned()).unwrap();
+        let control = home.path().join("sluice.sock");
+        let mut guests = Guests::new(&control).unwrap();
         let (id, path) = (PortId(1), home.path().join(".vm.rings"));
         let first = request(Role::Server, "vm");
         guests.follow(id, &first).unwrap();
@@ -293,17 +315,39 @@ mod tests {
         assert!(guests.sessions.is_empty() && path.exists());
         guests.follow(id, &other).unwrap();
         drop(guests);
-        let mut guests = Guests::new(home.path().to_owned()).unwrap();
+        let mut guests = Guests::new(&control).unwrap();
         guests.follow(id, &other).unwrap();
         guests.keep(|_| None);
         assert!(!path.exists());
     }
 
     #[test]
+    fn places_of_ports_that_went_while_no_switch_ran_go_and_nobody_elses() {
+        let home = tempfile::tempdir().unwrap();
+        let [ours, other] = ["sluice.sock", "other.sock"].map(|name| home.path().join(name));
+        let follow = |control: &Path, name: &str, id| {
+            let request = Request { name: name.into(), ..request(Role::Server, name) };
+            let mut guests = Guests::new(control).unwrap();
+            guests.follow(PortId(id), &request).unwrap();
+            guests
+        };
+        ["gone", "kept", "running"].into_iter().for_each(|name| drop(follow(&ours, name, 1)));
+        drop(follow(&other, "others", 1));
+        fs::write(home.path().join(".vm.rings"), "precious").unwrap();
+        let guests = follow(&ours, "running", 2);
+        guests.tidy(|name| name == "kept");
+        let left =
+            fs::read_dir(home.path()).unwrap().map(|file| file.unwrap().file_name().into_string().unwrap());
+        let mut left: Vec<_> = left.filter(|name| name.starts_with('.')).collect();
+        left.sort_unstable();
+        assert_eq!(left, [".kept.rings", ".others.rings", ".running.rings", ".vm.rings"]);
+    }
+
+    #[test]
     fn a_port_without_a_file_for_its_places_works_all_the_same() {
         let home = tempfile::tempdir().unwrap();
-        std::fs::create_dir(home.path().join(".vm.rings")).unwrap();
-        let mut guests = Guests::new(home.path().to_owned()).unwrap();
+        fs::create_dir(home.path().join(".vm.rings")).unwrap();
+        let mut guests = Guests::new(&home.path().join("sluice.sock")).unwrap();
         guests.follow(PortId(1), &request(Role::Server, "vm")).unwrap();
         guests.keep(|_| None);
         assert!(home.path().join(".vm.rings").exists());
@@ -322,7 +366,7 @@ mod tests {
 
     #[test]
     fn the_bell_tells_of_each_port_once_and_not_too_often() {
-        let mut guests = Guests::new("/".into()).unwrap();
+        let mut guests = Guests::new(Path::new("/sluice.sock")).unwrap();
         let now = guests.next;
         [3, 1, 3].into_iter().for_each(|port| guests.bell.ring(PortId(port)));
         assert_eq!(guests.changed(now), [PortId(1), PortId(3)].into());

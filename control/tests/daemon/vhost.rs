@@ -206,6 +206,34 @@ fn what_a_port_is_made_of_changes_its_socket_and_no_other() {
 }
 
 #[test]
+fn a_socket_that_somebody_removes_is_made_anew_and_a_guest_sees_nothing_of_it() {
+    in_namespace(|| {
+        let rig = Rig::start(VMS);
+        let vm1 = guest(&rig.path("vm1"), 1);
+        rig.is("vm1", "up");
+        fs::remove_file(rig.path("vm0")).unwrap();
+        fs::remove_file(rig.path("vm1")).unwrap();
+        eventually("a socket", || rig.path("vm0").exists());
+        let vm0 = guest(&rig.path("vm0"), 1);
+        rig.is("vm0", "up");
+        send(&vm1, &broadcast(1));
+        receive(&vm0, &broadcast(1));
+        assert_eq!(rig.port("vm1")["vhost"]["connections"], 1);
+        drop(vm1);
+        eventually("a socket", || rig.path("vm1").exists());
+        // What somebody else put there stays, and the port says so until it is gone.
+        drop(vm0);
+        rig.is("vm0", "down");
+        let other = UnixListener::bind(rig.path("other")).unwrap();
+        fs::rename(rig.path("other"), rig.path("vm0")).unwrap();
+        rig.waits("vm0", "another process listens there");
+        drop(other);
+        eventually("a guest", || Frontend::connect(&rig.path("vm0"), wish(1)).is_ok());
+        eventually("no error", || !rig.port("vm0")["error"].to_string().contains("another"));
+    });
+}
+
+#[test]
 fn a_client_finds_its_vm_whenever_it_comes() {
     in_namespace(|| {
         let rig = Rig::start(VMS);

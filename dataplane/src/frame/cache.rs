@@ -48,7 +48,7 @@ impl FrameCache {
 
     /// An empty big frame, [`HEADROOM`] bytes in. `None` if the pool is empty.
     pub fn alloc_big(&mut self) -> Option<Frame> {
-        let chunk = self.big.pop().or_else(|| self.pool.free_big.pop())?;
+        let chunk = self.big.pop().or_else(|| self.pool.take_big())?;
         Some(self.frame(Chunk(chunk), HEADROOM, 0))
     }
 
@@ -276,6 +276,19 @@ mod tests {
         let pool = cache.pool().clone();
         drop(cache);
         assert_eq!(pool.available(), (8, 2));
+    }
+
+    #[test]
+    fn no_more_big_chunks_are_touched_than_are_in_use_at_once() {
+        let pool = FramePool::new(PoolConfig { small: 8, big: 64, memory: Memory::Plain }).unwrap();
+        let mut cache = FrameCache::new(pool);
+        let mut touched = std::collections::BTreeSet::new();
+        for _ in 0..20 {
+            let frames: Vec<_> = (0..20).map(|_| cache.alloc_big().unwrap()).collect();
+            touched.extend(frames.iter().map(|frame| frame.chunk.0));
+            frames.into_iter().for_each(|frame| cache.free(frame));
+        }
+        assert_eq!(touched.len(), 20);
     }
 
     #[test]

@@ -25,6 +25,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::{iter, slice};
 
 use encap::field::VlanTag;
@@ -126,7 +127,8 @@ pub fn open(name: &str, queues: u16) -> Result<Vec<PacketPort>, PacketError> {
         let outward = socket::open_outward(index, mtu)?;
         socket::unmute(&socket)?;
         let (inward, device, counters) = (Some(inward), Arc::clone(&device), Counters::default());
-        Ok(PacketPort { socket, inward, outward, device, offloads, in_doubt: true, broken: None, counters })
+        let (leaving, in_doubt, broken) = (None, true, None);
+        Ok(PacketPort { socket, inward, leaving, outward, device, offloads, in_doubt, broken, counters })
     };
     sockets.into_iter().map(port).collect::<Result<_, _>>().map_err(refused)
 }
@@ -138,6 +140,8 @@ pub struct PacketPort {
     socket: OwnedFd,
     /// None once it got stuck.
     inward: Option<Inward>,
+    /// Who has the kernel let go of a ring that got stuck.
+    leaving: Option<JoinHandle<Result<(), Errno>>>,
     outward: Outward,
     device: Arc<Netdev>,
     offloads: Offloads,
@@ -202,8 +206,17 @@ impl PacketPort {
     /// Goes on without a ring that is stuck.
     #[cold]
     fn unring(&mut self) {
-        if let Some(Err(errno)) = self.inward.take().map(|ring| ring.give_up(&self.socket)) {
-            self.broken = Some(errno);
+        match self.inward.take().map(|ring| ring.leave(&self.socket)) {
+            Some(Ok(leaving)) => self.leaving = Some(leaving),
+            Some(Err(errno)) => self.broken = Some(errno),
+            None => {}
+        }
+    }
+
+    /// Has the kernel let go of the ring meanwhile?
+    fn follow_up(&mut self) {
+        if let Some(leaving) = self.leaving.take_if(|leaving| leaving.is_finished()) {
+            self.broken = leaving.join().unwrap_or(Err(Errno::ENXIO)).err();
         }
     }
 
@@ -340,6 +353,7 @@ impl Port for PacketPort {
         if self.inward.as_mut().is_some_and(|ring| ring.is_stuck(lost)) {
             self.unring();
         }
+        self.follow_up();
         self.counters
     }
 }

@@ -60,10 +60,11 @@ impl Vm {
         self.run("echo online >/sys/devices/system/memory/auto_online_blocks");
         let mut monitor = self.monitor();
         let bytes = u64::from(size) << 20;
-        let object =
-            json!({ "qom-type": "memory-backend-memfd", "id": "more", "size": bytes, "share": true });
+        let more = format!("more{before}");
+        let object = json!({ "qom-type": "memory-backend-memfd", "id": more, "size": bytes, "share": true });
         monitor.ask("object-add", object);
-        monitor.ask("device_add", json!({ "driver": "pc-dimm", "id": "dimm", "memdev": "more" }));
+        let dimm = json!({ "driver": "pc-dimm", "id": format!("dimm{before}"), "memdev": more });
+        monitor.ask("device_add", dimm);
         let more = before + u64::from(size) * 1024 * 9 / 10;
         within(BOOT, "the guest has its new memory", || self.memory() >= more);
     }

@@ -1,19 +1,13 @@
 //! What changes while frames flow: where VMs live, how segments are mapped, who is on the underlay.
 
-use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use control::compile::compile;
-use control::config;
-use control::model::Model;
 use dataplane::batch::Batch;
-use dataplane::frame::{FrameCache, FramePool, Memory, PoolConfig};
-use dataplane::port::memory::{MemoryPort, Peer, waking_pair};
+use dataplane::frame::FrameCache;
+use dataplane::port::memory::MemoryPort;
 use dataplane::port::{Port, PortError, Readiness, Sent};
 use dataplane::shared::Event;
-use dataplane::switch::{Switch, SwitchConfig};
 use encap::field::MacAddr;
 use flowtable::action::DropReason::*;
 use flowtable::id::Place;
@@ -22,7 +16,8 @@ use super::outer::Outer;
 use super::{endpoint_mac, node, v4};
 use crate::fabric::{self, Fabric};
 use crate::frames::{broadcast, frame, gratuitous_arp, mac, tagged, unicast};
-use crate::rack::{self, CABLE, Rack};
+use crate::live::Live;
+use crate::rack::{self, Rack};
 
 /// How a segment reaches the other hypervisors.
 const KINDS: [&str; 5] = [
@@ -349,46 +344,6 @@ impl Port for Slow {
     }
 }
 
-/// A switch whose pollers have threads: `vm` on one, the uplink on the other.
-struct Live {
-    switch: Switch,
-    model: Model,
-    peers: BTreeMap<String, Mutex<Peer>>,
-}
-
-impl Live {
-    fn start(config: &str) -> Live {
-        let pool = FramePool::new(PoolConfig { small: 16_384, big: 16, memory: Memory::Plain }).unwrap();
-        let switch =
-            Switch::start(SwitchConfig { cores: vec![0, 1], ..SwitchConfig::default() }, Arc::clone(&pool))
-                .unwrap();
-        let mut live = Live { switch, model: Model::default(), peers: BTreeMap::new() };
-        live.publish(config);
-        for (id, attachment) in compile(&live.model).attachments {
-            let (port, peer) = waking_pair(&pool, 8 * CABLE).unwrap();
-            let core = usize::from(attachment.name == "eth1");
-            let port: Box<dyn Port> = if core == 1 { Box::new(Slow(port)) } else { Box::new(port) };
-            live.switch.attach(id, vec![port], &[Some(core)]);
-            live.peers.insert(attachment.name, Mutex::new(peer));
-        }
-        live
-    }
-
-    fn publish(&mut self, config: &str) {
-        self.model = self.model.change(config::parse(config).unwrap()).unwrap();
-        let mut compiled = compile(&self.model);
-        let mut underlay = rack::underlay(&compiled);
-        let vtep = self.model.port("vtep1").unwrap().id;
-        underlay.neighbours.insert((vtep, v4(2)), endpoint_mac(2));
-        compiled.tables.underlay = Arc::new(underlay);
-        self.switch.publish(compiled.tables);
-    }
-
-    fn drain(&self, port: &str) -> Vec<Vec<u8>> {
-        self.peers[port].lock().unwrap().drain().into_iter().map(|frame| frame.bytes).collect()
-    }
-}
-
 /// The promise to the operator: once the command has returned, no frame leaves with the old number, whichever
 /// poller it was under way in.
 #[test]
@@ -397,19 +352,22 @@ fn no_frame_leaves_with_the_old_number_after_publish_returned() {
         let segment = format!("{{ name = 's', type = 'vxlan', id = {vni}, vteps = ['192.0.2.2'] }}");
         node(1, &segment, "{ name = 'vm', segment = 's', upcall-rate = 0 }")
     };
-    let mut live = Live::start(&config(1));
+    let mut live = Live::start(&config(1), &[("vtep1", v4(2), endpoint_mac(2))]);
+    live.plug("vtep1", Some(0), |port| Box::new(port));
+    live.plug("vm", Some(0), |port| Box::new(port));
+    live.plug("eth1", Some(1), |port| Box::new(Slow(port)));
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let vm = live.peers.remove("vm").unwrap();
-        scope.spawn(|| {
-            let mut vm = vm.into_inner().unwrap();
+        let mut vm = live.peers.remove("vm").unwrap();
+        let done = &done;
+        scope.spawn(move || {
             while !done.load(Ordering::Relaxed) {
                 if !vm.inject(&broadcast(1)) {
                     std::thread::yield_now();
                 }
             }
         });
-        let _guard = Finish(&done);
+        let _guard = Finish(done);
         for vni in 2..12 {
             live.publish(&config(vni));
             // What left before.

@@ -6,6 +6,7 @@
 
 use std::mem::offset_of;
 use std::os::fd::OwnedFd;
+use std::thread::{self, JoinHandle};
 
 use encap::field::{EtherType, VlanTag};
 use libc::tpacket2_hdr as Header;
@@ -82,9 +83,15 @@ impl Inward {
         lost > 0 && !came && self.is_empty()
     }
 
-    /// Has the kernel put what arrives into the socket's queue from now on.
-    pub fn give_up(self, socket: &OwnedFd) -> Result<(), Errno> {
-        self.slots.give_up(socket)
+    /// Has the kernel put what arrives into the socket's queue, as soon as it has let go of the ring. That takes it milliseconds,
+    /// some tens at worst (`synchronize_net`), for which no other port of the caller shall wait: a thread does.
+    ///
+    /// # Errors
+    /// If there is no descriptor or thread left: nothing arrives by the socket any more.
+    pub fn leave(self, socket: &OwnedFd) -> Result<JoinHandle<Result<(), Errno>>, Errno> {
+        let thread = thread::Builder::new().name("unring".to_owned());
+        let leaving = socket.try_clone().and_then(|socket| thread.spawn(move || self.slots.give_up(&socket)));
+        leaving.map_err(|error| error.raw_os_error().map_or(Errno::EAGAIN, Errno::from_raw))
     }
 }
 

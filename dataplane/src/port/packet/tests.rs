@@ -1,6 +1,5 @@
 //! Against the kernel: each test in a network namespace of its own, with a veth pair as the cable.
 
-use std::io::Write;
 use std::net::UdpSocket;
 use std::time::Duration;
 
@@ -8,8 +7,11 @@ use encap::field::{EtherType, MacAddr};
 use encap::offload::{Csum, Gso, Offload};
 
 use super::*;
+use crate::frame::FramePool;
 use crate::port::memory::Delivered;
 use crate::port::rig::{self, EXPERIMENTAL, RawSocket, conforms, in_namespace, ip, numbered, pool, wait};
+
+mod stuck;
 
 /// A cable between `near` and `far`, both up.
 fn cable() {
@@ -22,6 +24,37 @@ fn cable() {
 
 fn one(name: &str) -> PacketPort {
     open(name, 1).unwrap().pop().unwrap()
+}
+
+/// A port on `near`, who is at `far`, and frames.
+struct Wired {
+    port: PacketPort,
+    far: RawSocket,
+    pool: Arc<FramePool>,
+    frames: FrameCache,
+}
+
+/// Runs a test in a namespace of its own, with a port on its cable.
+fn wired(test: impl FnOnce(Wired) + Send) {
+    in_namespace(|| {
+        cable();
+        let (port, far) = (one("near"), RawSocket::open("far"));
+        let (pool, frames) = pool();
+        test(Wired { port, far, pool, frames });
+    });
+}
+
+/// Sets the MTU of both ends.
+fn set_mtu(mtu: u32) {
+    ["near", "far"].into_iter().for_each(|end| ip(&format!("link set {end} mtu {mtu}")));
+}
+
+/// A socket of the kernel's at `far`, port 9, and its MAC.
+fn listener() -> (UdpSocket, MacAddr) {
+    ip("address add 10.0.0.1/24 dev far");
+    let socket = UdpSocket::bind("10.0.0.1:9").unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    (socket, Netdev::open("far").unwrap().mac().unwrap())
 }
 
 fn tagged(tags: &[VlanTag], number: u16, len: usize) -> Vec<u8> {
@@ -42,15 +75,10 @@ fn it_conforms() {
 
 #[test]
 fn tags_are_put_back() {
-    in_namespace(|| {
-        cable();
-        let mut port = one("near");
-        let far = RawSocket::open("far");
-        let (_, mut frames) = pool();
+    wired(|Wired { mut port, far, mut frames, .. }| {
         let [c, s] = [EtherType::VLAN, EtherType::QINQ].map(|tpid| VlanTag { tpid, tci: 0x7005 });
         let zero = VlanTag { tpid: EtherType::VLAN, tci: 0 };
-        ip("link set near mtu 2000");
-        ip("link set far mtu 2000");
+        set_mtu(2000);
         for tags in [&[][..], &[c], &[s], &[zero], &[s, c], &[c, c], &[c, c, s]] {
             // 1796: fills a small frame when its tag is taken out.
             for len in [64, 1514, 1795, 1796, 1797, 1800] {
@@ -85,18 +113,12 @@ fn metadata_moves_with_a_tag() {
 
 #[test]
 fn checksums_are_completed_by_the_kernel() {
-    in_namespace(|| {
-        cable();
-        let mut port = one("near");
-        let (_, mut frames) = pool();
-        ip("address add 10.0.0.1/24 dev far");
-        let socket = UdpSocket::bind("10.0.0.1:9").unwrap();
-        let mac = Netdev::open("far").unwrap().mac().unwrap();
+    wired(|Wired { mut port, mut frames, .. }| {
+        let (socket, mac) = listener();
         let (frame, offload) = rig::udp_with_partial_csum(mac, 9, b"complete me");
         rig::send(&mut port, &mut frames, &frame, offload);
         rig::send(&mut port, &mut frames, &frame, Offload::NONE);
         let mut buffer = [0; 64];
-        socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         let len = socket.recv(&mut buffer).unwrap();
         assert_eq!(&buffer[..len], b"complete me");
         socket.set_nonblocking(true).unwrap();
@@ -120,22 +142,16 @@ fn tcp_crosses_in_big_frames() {
 
 #[test]
 fn udp_is_cut_by_the_kernel() {
-    in_namespace(|| {
-        cable();
-        let mut port = one("near");
+    wired(|Wired { mut port, mut frames, .. }| {
         if !port.offloads().uso {
             eprintln!("skipped: this kernel does not cut UDP (Linux 6.2 does)");
             return;
         }
-        let (_, mut frames) = pool();
-        ip("address add 10.0.0.1/24 dev far");
-        let socket = UdpSocket::bind("10.0.0.1:9").unwrap();
-        let mac = Netdev::open("far").unwrap().mac().unwrap();
+        let (socket, mac) = listener();
         let payload: Vec<u8> = (0..2500u32).map(|i| i as u8).collect();
         let (frame, mut offload) = rig::udp_with_partial_csum(mac, 9, &payload);
         offload.gso = Gso::Udp { size: 1000 };
         rig::send(&mut port, &mut frames, &frame, offload);
-        socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         for part in payload.chunks(1000) {
             let mut buffer = [0; 3000];
             let len = socket.recv(&mut buffer).unwrap();
@@ -146,11 +162,7 @@ fn udp_is_cut_by_the_kernel() {
 
 #[test]
 fn what_the_kernel_refuses_is_freed_and_the_rest_goes() {
-    in_namespace(|| {
-        cable();
-        let mut port = one("near");
-        let far = RawSocket::open("far");
-        let (pool, mut frames) = pool();
+    wired(|Wired { mut port, far, pool, mut frames }| {
         let lie = Offload { csum: Csum::Partial { start: 500, offset: 6 }, gso: Gso::None };
         let mut batch = Batch::new();
         for (number, len, offload) in [
@@ -176,11 +188,7 @@ fn what_the_kernel_refuses_is_freed_and_the_rest_goes() {
 
 #[test]
 fn what_the_kernel_skips_is_not_counted() {
-    in_namespace(|| {
-        cable();
-        let mut port = one("near");
-        let far = RawSocket::open("far");
-        let (_, mut frames) = pool();
+    wired(|Wired { mut port, far, mut frames, .. }| {
         let mut batch = Batch::new();
         for (len, start) in
             [(14, None), (16, Some(14)), (24, Some(19)), (24, Some(20)), (60, Some(14)), (61, None)]
@@ -218,13 +226,19 @@ fn drain(port: &mut PacketPort, frames: &mut FrameCache) -> Vec<Vec<u8>> {
     }
 }
 
+/// The next `count` of our frames.
+fn gather(port: &mut PacketPort, frames: &mut FrameCache, count: usize) -> Vec<Vec<u8>> {
+    let mut got = Vec::new();
+    wait("the frames", || {
+        got.append(&mut drain(port, frames));
+        (got.len() >= count).then_some(())
+    });
+    got
+}
+
 #[test]
 fn what_overflows_the_ring_is_counted() {
-    in_namespace(|| {
-        cable();
-        let mut port = one("near");
-        let far = RawSocket::open("far");
-        let (_, mut frames) = pool();
+    wired(|Wired { mut port, far, mut frames, .. }| {
         for _ in 0..2 {
             let before = port.counters().rx_missed;
             (0..2000).for_each(|number| far.send(&numbered(number, 1514)));
@@ -245,21 +259,12 @@ fn what_overflows_the_ring_is_counted() {
 
 #[test]
 fn long_frames_keep_their_place() {
-    in_namespace(|| {
-        cable();
-        let mut port = one("near");
-        let far = RawSocket::open("far");
-        let (pool, mut frames) = pool();
-        ip("link set near mtu 9000");
-        ip("link set far mtu 9000");
+    wired(|Wired { mut port, far, pool, mut frames }| {
+        set_mtu(9000);
         let lens = [60, 9014, 1514, 1792, 1793, 1972, 1973, 60, 2048, 3000, 3000, 64];
         let sent: Vec<_> = (0..200).map(|n| numbered(n, lens[usize::from(n) % lens.len()])).collect();
         sent.iter().for_each(|frame| far.send(frame));
-        let mut got = Vec::new();
-        wait("all", || {
-            got.append(&mut drain(&mut port, &mut frames));
-            (got.len() == sent.len()).then_some(())
-        });
+        let got = gather(&mut port, &mut frames, sent.len());
         assert!(got == sent, "out of order, or changed");
         // And the other way, where they leave by ring and call in turn.
         port.counters(); // the MTU is another
@@ -277,13 +282,8 @@ fn long_frames_keep_their_place() {
 
 #[test]
 fn without_frames_short_ones_wait_and_long_ones_are_lost() {
-    in_namespace(|| {
-        cable();
-        let mut port = one("near");
-        let far = RawSocket::open("far");
-        let (_, mut frames) = pool();
-        ip("link set near mtu 9000");
-        ip("link set far mtu 9000");
+    wired(|Wired { mut port, far, mut frames, .. }| {
+        set_mtu(9000);
         let big: Vec<Frame> = std::iter::from_fn(|| frames.alloc_big()).collect();
         let small: Vec<Frame> = std::iter::from_fn(|| frames.alloc()).collect();
         for (number, len) in [(0, 60), (1, 1900), (2, 60), (3, 9000), (4, 1792)] {
@@ -291,11 +291,7 @@ fn without_frames_short_ones_wait_and_long_ones_are_lost() {
         }
         assert_eq!(drain(&mut port, &mut frames), Vec::<Vec<u8>>::new());
         small.into_iter().for_each(|frame| frames.free(frame));
-        let mut got = Vec::new();
-        wait("the short ones", || {
-            got.append(&mut drain(&mut port, &mut frames));
-            (got.len() == 3).then_some(())
-        });
+        let got = gather(&mut port, &mut frames, 3);
         assert_eq!(got, [numbered(0, 60), numbered(2, 60), numbered(4, 1792)]);
         assert_eq!(port.counters(), Counters { rx_missed: 2, rx_errors: 0 });
         big.into_iter().for_each(|frame| frames.free(frame));
@@ -305,49 +301,8 @@ fn without_frames_short_ones_wait_and_long_ones_are_lost() {
 }
 
 #[test]
-fn a_ring_that_the_kernel_lets_get_stuck_is_given_up() {
-    in_namespace(|| {
-        ip("tuntap add dev near mode tap vnet_hdr");
-        ip("link set near up");
-        let tap = rig::tap("near");
-        let mut port = one("near");
-        let (_, mut frames) = pool();
-        let plain = |number| [&[0; vnet::LEN][..], &numbered(number, 60)].concat();
-        (&tap).write_all(&plain(1)).unwrap();
-        assert_eq!(wait("a frame", || drain(&mut port, &mut frames).pop()), numbered(1, 60));
-        // UDP fragmentation offload (`VIRTIO_NET_HDR_GSO_UDP`) of old guests, which the kernel takes but cannot tell of.
-        let (datagram, _) = rig::udp_with_partial_csum(MacAddr::BROADCAST, 9, &[0; 3000]);
-        let mut header = [1, 3, 42, 0, 0, 0, 34, 0, 6, 0];
-        header[4..6].copy_from_slice(&1400u16.to_ne_bytes());
-        (&tap).write_all(&[&header[..], &datagram].concat()).unwrap();
-        let mut number = 1;
-        let mut got = Vec::new();
-        wait("frames, in order again", || {
-            port.counters();
-            number += 1;
-            (&tap).write_all(&plain(number)).unwrap();
-            got.append(&mut drain(&mut port, &mut frames));
-            (got.len() > 10).then_some(())
-        });
-        assert!(got.is_sorted());
-        assert!(port.counters().rx_missed > 0);
-        // Offloads and long frames as ever.
-        let (mut datagram, offload) = rig::udp_with_partial_csum(MacAddr::BROADCAST, 9, &[1; 3000]);
-        datagram.splice(12..12, [0x81, 0, 0, 6]);
-        let header = vnet::emit(&offload.shifted(4).unwrap(), &datagram);
-        (&tap).write_all(&[&header[..], &datagram].concat()).unwrap();
-        let got = wait("the datagram", || rig::receive(&mut port, &mut frames, |f| f.ends_with(&[1; 3000])));
-        assert_eq!(got, Delivered { bytes: datagram, offload: offload.shifted(4).unwrap() });
-    });
-}
-
-#[test]
 fn what_a_busy_queue_has_no_room_for_stays() {
-    in_namespace(|| {
-        cable();
-        let mut port = one("near");
-        let far = RawSocket::open("far");
-        let (_, mut frames) = pool();
+    wired(|Wired { mut port, far, mut frames, .. }| {
         // Some 400 frames wait, for a third of a second: more than the ring has slots.
         let qdisc = "qdisc add dev near root tbf rate 600kbit burst 1600 limit 24000";
         let tc = std::process::Command::new("tc").args(qdisc.split(' ')).status().unwrap();
@@ -417,10 +372,7 @@ fn queues_share_what_arrives() {
 
 #[test]
 fn down_or_deleted_is_gone() {
-    in_namespace(|| {
-        cable();
-        let mut port = one("near");
-        let (_, mut frames) = pool();
+    wired(|Wired { mut port, mut frames, .. }| {
         ip("link set near down");
         let error = port.rx(&mut frames, &mut Batch::new()).unwrap_err();
         assert!(error.to_string().starts_with("interface is gone or down"), "{error}");
@@ -451,13 +403,8 @@ fn down_or_deleted_is_gone() {
 
 #[test]
 fn down_is_told_by_a_long_frame_too() {
-    in_namespace(|| {
-        cable();
-        let mut port = one("near");
-        let far = RawSocket::open("far");
-        let (_, mut frames) = pool();
-        ip("link set near mtu 9000");
-        ip("link set far mtu 9000");
+    wired(|Wired { mut port, far, mut frames, .. }| {
+        set_mtu(9000);
         far.send(&numbered(1, 60));
         far.send(&numbered(2, 9000));
         // The queue that the long frame waits in has the error in front of it, and forgets it once it was told.

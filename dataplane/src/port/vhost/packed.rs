@@ -18,7 +18,7 @@ use super::log::DirtyLog;
 use super::memory::GuestMemory;
 use super::places::{Identity, Keeper, LastBatch};
 use super::ring::{Fault, Parts, SetupError, Witness};
-use super::split::{aligned, is_passed};
+use super::split::{is_passed, part};
 use crate::virtio::RING_MAX;
 use crate::virtio::features::Features;
 use crate::virtio::layout::{
@@ -126,10 +126,7 @@ impl Packed {
         if next.index >= size {
             return Err(SetupError::Base(next.index));
         }
-        let part = |user: u64, len, align: u64| {
-            let found = memory.at_user(user, len).filter(|at| aligned(*at, align));
-            found.ok_or(SetupError::Address(user))
-        };
+        let part = |user, len, align| part(memory, user, (len, align));
         let ring_guest = memory.guest_of(parts.descriptors).ok_or(SetupError::Address(parts.descriptors))?;
         let mut packed = Packed {
             ring: part(parts.descriptors, DESCRIPTOR * usize::from(size), 16)?,

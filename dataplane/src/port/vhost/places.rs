@@ -7,13 +7,14 @@
 //! is another ring by now. The word is nobody's but ours: no guest and no frontend can reach it.
 //!
 //! The memory is a file that only our user may open, one per port, in a directory of the daemon's; [`Places::open`] locks it, so a
-//! second daemon does not share it. Without such a file it is memory of the process, good for frontends that come back.
+//! second daemon does not share it, and writes behind the places whose it is, so that no other takes it away. Without such a
+//! file it is memory of the process, good for frontends that come back.
 
 #![allow(unsafe_code)]
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -60,14 +61,16 @@ pub struct Places {
 }
 
 impl Places {
-    /// Those in a file, which is made if there is none. It outlives this: [`Places::remove`].
+    /// Those in a file, which is made if there is none, and is the `owner`'s from then on. It outlives this: [`Places::remove`].
     ///
     /// # Errors
     /// [`PlacesError`].
-    pub fn open(path: &Path) -> Result<Places, PlacesError> {
+    pub fn open(path: &Path, owner: &str) -> Result<Places, PlacesError> {
         let file = lock(OpenOptions::new().create(true).truncate(false).mode(0o600), path)?;
         // Pages that are there: a full disk is found now.
         posix_fallocate(&*file, 0, BYTES as i64).map_err(|errno| PlacesError::Open(errno.into()))?;
+        file.set_len(BYTES).map_err(PlacesError::Open)?;
+        file.write_all_at(mark(owner).as_bytes(), BYTES).map_err(PlacesError::Open)?;
         let mapping = Mapping::new(file.try_clone().map_err(PlacesError::Open)?, 0, BYTES)?;
         Ok(Places { mapping: Arc::new(mapping), _file: Some(file) })
     }
@@ -86,11 +89,11 @@ impl Places {
         Ok(Places { mapping: Arc::new(mapping), _file: None })
     }
 
-    /// Takes the file of a port that is no more away, unless another switch uses it.
-    pub fn remove(path: &Path) {
-        if let Ok(_file) = lock(&mut OpenOptions::new(), path) {
-            let _ = fs::remove_file(path);
-        }
+    /// Takes the file of a port that is no more away, unless it is in use, or not such a file, or another's than `owner`'s. True
+    /// if it is gone.
+    pub fn remove(path: &Path, owner: &str) -> bool {
+        let Ok(file) = lock(&mut OpenOptions::new(), path) else { return false };
+        is_owned(&file, owner) && fs::remove_file(path).is_ok()
     }
 
     /// The place of ring `index` (receive 0, transmit 0, receive 1, ...).
@@ -103,6 +106,19 @@ impl Places {
         let cells = unsafe { self.mapping.base().add(index * STRIDE) }.cast();
         Keeper { cells, _mapping: Arc::clone(&self.mapping) }
     }
+}
+
+/// What stands behind the places.
+fn mark(owner: &str) -> String {
+    format!("places of vhost-user rings of {owner}\n")
+}
+
+/// Does the file have places, and those of this owner?
+fn is_owned(file: &File, owner: &str) -> bool {
+    let mark = mark(owner).into_bytes();
+    let mut found = vec![0; mark.len()];
+    let is_as_long = file.metadata().is_ok_and(|file| file.len() == BYTES + mark.len() as u64);
+    is_as_long && file.read_exact_at(&mut found, BYTES).is_ok() && found == mark
 }
 
 /// A file that is ours alone, and nobody's else as long as this lives.
@@ -193,11 +209,10 @@ mod tests {
     fn a_file_keeps_each_ring_of_a_port_for_the_next_process() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(".vm.rings");
-        let places = Places::open(&path).unwrap();
+        let places = Places::open(&path, "a").unwrap();
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o600);
-        assert!(matches!(Places::open(&path), Err(PlacesError::Taken)));
-        Places::remove(&path);
-        assert!(path.exists(), "it is in use");
+        assert!(matches!(Places::open(&path, "a"), Err(PlacesError::Taken)));
+        assert!(!Places::remove(&path, "a") && path.exists(), "it is in use");
         let last = |index: u16| LastBatch { from: index, to: 0x8000 + index };
         for index in 0..2 * PAIRS_MAX {
             let keeper = places.keeper(index.into());
@@ -207,7 +222,7 @@ mod tests {
             keeper.put(last(index));
         }
         drop(places);
-        let places = Places::open(&path).unwrap();
+        let places = Places::open(&path, "a").unwrap();
         for index in 0..2 * PAIRS_MAX {
             let keeper = places.keeper(index.into());
             assert_eq!(keeper.last(RING), Some(last(index)));
@@ -217,8 +232,10 @@ mod tests {
             assert_eq!(keeper.last(RING), None);
         }
         drop(places);
-        Places::remove(&path);
-        assert!(!path.exists());
+        assert!(!Places::remove(&path, "b") && path.exists(), "it is another's");
+        drop(Places::open(&path, "bb").unwrap());
+        assert!(!Places::remove(&path, "a") && !Places::remove(&path, "b"));
+        assert!(Places::remove(&path, "bb") && !path.exists(), "whoever had it last");
     }
 
     #[test]
@@ -228,16 +245,20 @@ mod tests {
         fs::write(&target, "precious").unwrap();
         fs::set_permissions(&target, fs::Permissions::from_mode(0o600)).unwrap();
         symlink(&target, &link).unwrap();
-        assert!(matches!(Places::open(&link), Err(PlacesError::Open(_))));
+        assert!(matches!(Places::open(&link, "a"), Err(PlacesError::Open(_))));
         fs::write(&open, "").unwrap();
         fs::set_permissions(&open, fs::Permissions::from_mode(0o660)).unwrap();
-        assert!(matches!(Places::open(&open), Err(PlacesError::NotOurs)));
+        assert!(matches!(Places::open(&open, "a"), Err(PlacesError::NotOurs)));
         fs::hard_link(&target, &twice).unwrap();
-        assert!(matches!(Places::open(&twice), Err(PlacesError::NotOurs)));
-        assert!(matches!(Places::open(dir.path()), Err(PlacesError::Open(_))));
-        assert!(matches!(Places::open(&dir.path().join("none/vm")), Err(PlacesError::Open(_))));
+        assert!(matches!(Places::open(&twice, "a"), Err(PlacesError::NotOurs)));
+        assert!(matches!(Places::open(dir.path(), "a"), Err(PlacesError::Open(_))));
+        assert!(matches!(Places::open(&dir.path().join("none/vm"), "a"), Err(PlacesError::Open(_))));
         assert_eq!(fs::read(&target).unwrap(), b"precious");
-        Places::remove(&link);
-        assert!(link.is_symlink());
+        let zeros = dir.path().join("zeros");
+        fs::write(&zeros, vec![0; BYTES as usize + mark("a").len()]).unwrap();
+        fs::set_permissions(&zeros, fs::Permissions::from_mode(0o600)).unwrap();
+        for path in [&target, &link, &open, &twice, &zeros] {
+            assert!(!Places::remove(path, "a") && path.symlink_metadata().is_ok(), "{path:?}");
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! The thread of a port: finds a frontend, talks with it, and again.
 //!
-//! It sleeps unless a frontend says something, and a frontend that comes and goes as fast as it can gets
-//! [`INTERVAL`]s, and few lines in the log.
+//! It sleeps unless a frontend says something (a server without one wakes each second to look whether its socket is still
+//! there), and a frontend that comes and goes as fast as it can gets [`INTERVAL`]s, and few lines in the log.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -9,7 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags, poll};
 use tracing::{info, warn};
 
 use super::conversation::{Conversation, End, timeout};
@@ -31,6 +31,8 @@ const INTERVAL: Duration = Duration::from_millis(50);
 const RETRY_FIRST: Duration = Duration::from_millis(10);
 /// A try costs some microseconds, and a VM should not wait for its network.
 const RETRY_MOST: Duration = Duration::from_millis(250);
+/// How often a server that waits looks whether its socket still has a name: a look costs some microseconds.
+const LOOK: Duration = Duration::from_secs(1);
 /// Queues come one by one when a guest starts: the log has them when there were no more for so long.
 const SETTLED: Duration = Duration::from_millis(100);
 /// Lines to the log that one port may write in [`LOG_WINDOW`].
@@ -148,8 +150,8 @@ impl Session {
             }
             Finder::Server(listener) => {
                 let (socket, alarm) = (listener.listener.as_fd(), self.shared.alarm.fd());
-                if !wait_for(&[socket, alarm], None) {
-                    return Ok(None);
+                if !wait_for(&[socket, alarm], LOOK) {
+                    return self.listen_again().map(|()| None);
                 }
                 self.shared.alarm.take_fault();
                 match listener.accept() {
@@ -158,6 +160,19 @@ impl Session {
                 }
             }
         }
+    }
+
+    /// Makes a server's socket anew if it is no longer where frontends look for it. (OVS and DPDK do not notice.)
+    fn listen_again(&mut self) -> io::Result<()> {
+        let Finder::Server(listener) = &mut self.finder else { return Ok(()) };
+        if listener.is_there() {
+            return Ok(());
+        }
+        *listener = Listener::bind(&self.request.path)?;
+        let Request { name, path, .. } = &self.request;
+        self.log.write(|| warn!(port = name, "vhost-user: {} was gone and is made anew", path.display()));
+        self.shared.set(|status| status.last_error = None);
+        Ok(())
     }
 
     fn back_off(&mut self) {
@@ -176,7 +191,7 @@ impl Session {
             if left.is_zero() {
                 return;
             }
-            wait_for(&[self.shared.alarm.fd()], Some(left));
+            wait_for(&[self.shared.alarm.fd()], left);
             // A fault of the guest of before.
             self.shared.alarm.take_fault();
         }
@@ -267,9 +282,9 @@ impl Session {
 }
 
 /// Waits for one of these; false if none came in time.
-fn wait_for(fds: &[BorrowedFd<'_>], left: Option<Duration>) -> bool {
+fn wait_for(fds: &[BorrowedFd<'_>], left: Duration) -> bool {
     let mut fds: Vec<_> = fds.iter().map(|fd| PollFd::new(*fd, PollFlags::POLLIN)).collect();
-    poll(&mut fds, left.map_or(PollTimeout::NONE, |left| timeout(Some(left)))).is_ok_and(|ready| ready > 0)
+    poll(&mut fds, timeout(Some(left))).is_ok_and(|ready| ready > 0)
 }
 
 impl Finder {

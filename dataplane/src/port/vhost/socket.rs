@@ -41,6 +41,11 @@ impl Listener {
         Ok(Listener { listener: UnixListener::from(socket), path: path.to_owned(), id })
     }
 
+    /// Is it where frontends look for it? Somebody may have removed the file, or put his own there.
+    pub(super) fn is_there(&self) -> bool {
+        fs::symlink_metadata(&self.path).is_ok_and(|there| (there.dev(), there.ino()) == self.id)
+    }
+
     /// A frontend that waits.
     pub(super) fn accept(&self) -> io::Result<UnixStream> {
         Ok(self.listener.accept()?.0)
@@ -50,7 +55,7 @@ impl Listener {
 impl Drop for Listener {
     fn drop(&mut self) {
         // Unless another process has put its own in place of it.
-        if fs::symlink_metadata(&self.path).is_ok_and(|there| (there.dev(), there.ino()) == self.id) {
+        if self.is_there() {
             let _ = fs::remove_file(&self.path);
         }
     }

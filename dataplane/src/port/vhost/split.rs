@@ -62,10 +62,7 @@ impl Split {
         if !size.is_power_of_two() || size > crate::virtio::RING_MAX {
             return Err(SetupError::Size(size));
         }
-        let part = |user: u64, len, align: u64| {
-            let found = memory.at_user(user, len).filter(|at| aligned(*at, align));
-            found.ok_or(SetupError::Address(user))
-        };
+        let part = |user, len, align| part(memory, user, (len, align));
         let mut split = Split {
             descriptors: part(parts.descriptors, descriptors_len(size), 16)?.cast(),
             available: part(parts.available, available_len(size), 2)?,
@@ -334,7 +331,12 @@ pub(super) fn is_passed(event: u16, new: u16, count: u16) -> bool {
     new.wrapping_sub(event).wrapping_sub(1) < count
 }
 
-/// Is the address one of our memory that is aligned so?
-pub(super) fn aligned(at: NonNull<u8>, align: u64) -> bool {
-    (at.as_ptr() as u64).is_multiple_of(align)
+/// Where a part of a ring is: so many bytes at an address of the frontend's, aligned so.
+pub(super) fn part(
+    memory: &GuestMemory,
+    user: u64,
+    (len, align): (usize, usize),
+) -> Result<NonNull<u8>, SetupError> {
+    let found = memory.at_user(user, len).filter(|at| at.addr().get().is_multiple_of(align));
+    found.ok_or(SetupError::Address(user))
 }

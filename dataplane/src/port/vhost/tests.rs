@@ -6,6 +6,7 @@ mod roles;
 mod rude;
 
 use std::path::PathBuf;
+use std::time::Instant;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tempfile::TempDir;
@@ -71,6 +72,18 @@ impl Bench {
             status.last_error
         })
     }
+}
+
+/// The least time that something takes: how long it takes once says little on a machine that does other things, too.
+fn quickest(mut once: impl FnMut() -> Duration) -> Duration {
+    (0..3).map(|_| once()).min().unwrap()
+}
+
+/// How long a port takes to be gone.
+fn dropped(port: VhostUser) -> Duration {
+    let began = Instant::now();
+    drop(port);
+    began.elapsed()
 }
 
 fn open(path: &std::path::Path, role: Role) -> VhostUser {

@@ -61,6 +61,13 @@ impl Inward {
         (status != FREE).then(|| announced(status, self.slots.bytes(self.next)))
     }
 
+    /// How many frames wait to be received.
+    #[cfg(test)]
+    pub fn waiting(&self) -> usize {
+        let places = std::iter::successors(Some(self.next), |place| Some(self.slots.after(*place)));
+        places.take(COUNT).take_while(|place| self.slots.status(*place) != FREE).count()
+    }
+
     /// Is there none?
     pub fn is_empty(&self) -> bool {
         self.slots.status(self.next) == FREE

@@ -79,6 +79,29 @@ fn pktgen_finds_every_frame_over_afpacket_and_afxdp_at_its_rate() {
 }
 
 #[test]
+fn what_comes_while_the_switch_is_held_leaves_when_it_goes_on() {
+    const FRAMES: u64 = 480;
+    let Some(_seat) = Seat::take() else { return };
+    for kind in ["afpacket", "afxdp"] {
+        let namespace = cables();
+        let daemon = Daemon::start(&namespace, &bridge(&[&format!("p1 {kind}"), &format!("p2 {kind}")]));
+        let ports = "--tx afpacket:g1 --rx afpacket:g2";
+        pktgen_whole(&namespace, &format!("{ports} --ratep 1000 --count 100"), 100);
+        let sent =
+            || namespace.ip_json("-s link show g1")[0]["stats64"]["tx"]["packets"].as_u64().expect("a count");
+        let before = sent();
+        daemon.signal(Signal::SIGSTOP);
+        std::thread::scope(|scope| {
+            let run = scope.spawn(|| pktgen(&namespace, &format!("{ports} --ratep 10000 --count {FRAMES}")));
+            eventually("all to be sent", || sent() >= before + FRAMES);
+            daemon.signal(Signal::SIGCONT);
+            let report = run.join().expect("a report");
+            assert_eq!((&report["sent"], &report["lost"]), (&FRAMES.into(), &0.into()), "{kind}: {report:#}");
+        });
+    }
+}
+
+#[test]
 fn pktgen_is_a_guest_at_vhost_user_ports_of_both_kinds() {
     let Some(_seat) = Seat::take() else { return };
     let namespace = Namespace::new();

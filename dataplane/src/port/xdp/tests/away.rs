@@ -96,6 +96,24 @@ fn all_that_comes_while_nobody_asks_leaves_later() {
 }
 
 #[test]
+fn who_had_no_backlog_for_long_holds_its_share_again() {
+    as_root(|| {
+        let pool = FramePool::new(PoolConfig { small: 16_384, big: 16, memory: Memory::Umem }).unwrap();
+        let mut pair = Pair::new(&pool);
+        for count in [512, 512, 1024] {
+            assert_eq!((pair.comes(count), pair.goes()), (count.into(), count));
+        }
+        (0..30).for_each(|_| assert_eq!(pair.lost(), 0));
+        // What the kernel has it has until it is used.
+        for _ in 0..32 {
+            assert_eq!((pair.comes(64), pair.goes()), (64, 64));
+        }
+        assert_eq!((pair.comes(513), pair.lost(), pair.goes()), (512, 1, 512));
+        pair.close();
+    });
+}
+
+#[test]
 fn a_pool_that_has_no_plenty_is_not_drained() {
     as_root(|| {
         let pool = FramePool::new(PoolConfig { small: 4096, big: 16, memory: Memory::Umem }).unwrap();

@@ -14,7 +14,7 @@ use std::time::Duration;
 use dataplane::frame::{FrameCache, FramePool, Memory, PoolConfig, PoolError};
 use dataplane::pktgen::announce::announce;
 use dataplane::pktgen::cable::{Cable, CableError};
-use dataplane::pktgen::exchange::{Ends, Outcome, Plan, Source, exchange};
+use dataplane::pktgen::exchange::{Ends, Outcome, Plan, Question, Source, exchange};
 use dataplane::pktgen::frames::{Frames, FramesError, Stamping};
 use dataplane::pktgen::reel::{Player, Reel, ReelError};
 use dataplane::pktgen::residents::Residents;
@@ -262,7 +262,8 @@ fn throughput(
         if stopped {
             return Err(None);
         }
-        let outcome = exchange(ends, source, Plan { rate, ..plan }, &mut |progress| {
+        let plan = Plan { rate, question: Question::Exceeds(goal.loss), ..plan };
+        let outcome = exchange(ends, source, plan, &mut |progress| {
             let verdict = observe(progress);
             stopped |= verdict == Verdict::Stop;
             verdict

@@ -179,6 +179,12 @@ impl FramePool {
         self.config
     }
 
+    /// Is more than a quarter of the small chunks in the shared list? Then nobody lacks any soon.
+    #[inline]
+    pub fn has_plenty(&self) -> bool {
+        self.free_small.len() > self.config.small as usize / 4
+    }
+
     /// Chunks in the shared lists now (small, big); those in thread caches are not among them.
     pub fn available(&self) -> (usize, usize) {
         (self.free_small.len(), self.free_big.count())

@@ -83,23 +83,25 @@ pub fn run(mut poller: Poller, idle: Idle, clock: Clock, stop: &Arc<AtomicBool>)
             }
         }
         if watch.may_sleep() && now.since(last_work) > PATIENCE {
-            doze(&mut poller, &mut watch, clock, stop);
+            moved = doze(&mut poller, &mut watch, clock, stop);
         }
     }
     poller.close();
 }
 
-/// Sleeps, unless work came in while lying down.
+/// Sleeps, unless work came in while lying down. Returns how many tell of work, so that nobody is asked again who has some
+/// before what they tell of is done: a first frame has no time for that, for after a sleep each system call takes some microseconds.
 ///
 /// No wake-up is lost, for everybody who brings work first leaves it and then looks whether we want to be told, and we do
 /// it the other way round: lie down and arm every ring, each with a full fence behind, then look. Whoever left his work
 /// before we looked is seen; whoever did after sees that he is to ring, and what he rings (the bell, a ring's descriptor)
 /// stays readable until we are up and take notice: there is no moment at which it could be missed. A queue that takes a
 /// call has a descriptor that is readable while there is work, which needs no such care.
-fn doze(poller: &mut Poller, watch: &mut Watch, clock: Clock, stop: &AtomicBool) {
+fn doze(poller: &mut Poller, watch: &mut Watch, clock: Clock, stop: &AtomicBool) -> usize {
     if !watch.is_current(poller) {
-        return;
+        return 0;
     }
+    let mut count = 0;
     let waker = Arc::clone(&poller.shared().wakers[poller.index()]);
     waker.lie_down();
     let is_quiet = watch.arm_all(poller);
@@ -107,7 +109,12 @@ fn doze(poller: &mut Poller, watch: &mut Watch, clock: Clock, stop: &AtomicBool)
         poller.counters().sleeps.add(1);
         let timeout = poller.patience();
         let told = poller.park(|| watch.wait(timeout));
+        if watch::has_bell(&told) {
+            waker.hush();
+        }
         watch.tell(poller, &told, clock.now());
+        count = told.len();
     }
     waker.get_up();
+    count
 }

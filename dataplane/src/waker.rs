@@ -43,10 +43,13 @@ impl Waker {
         fence(Ordering::SeqCst);
     }
 
-    /// The poller is up again.
+    /// The poller is up again. A bell that was rung goes on ringing until it is hushed.
     pub fn get_up(&self) {
         self.asleep.store(false, Ordering::Relaxed);
-        // Nothing to read (EAGAIN) if something else woke it.
+    }
+
+    /// Silences the bell; a system call, for who knows that it rings.
+    pub fn hush(&self) {
         let _ = self.bell.read();
     }
 

@@ -63,7 +63,8 @@ pub struct Wires {
     pub gone: Vec<(PortId, PortError)>,
     /// What came out of tunnels and is to be decided anew.
     pub inner: Box<Inner>,
-    /// Places of queues that were armed until something was sent by them.
+    /// Places of queues that are armed still, and are not to be after this turn: something was sent by them, or they told of
+    /// something. Each once.
     pub roused: Vec<usize>,
     /// Senders that may still be told that a frame was too long.
     complaints: u32,
@@ -377,14 +378,14 @@ impl Wires {
         let offered = batch.len();
         let sent = match self.queues.get_mut(place) {
             Some(Some(queue)) if queue.up => {
-                if queue.armed {
-                    // Who gets frames soon answers; and what is sent may want to be looked after (AF_XDP's completions).
-                    queue.disarm();
-                    self.roused.push(place);
-                }
+                let is_armed = queue.armed;
                 let before = self.stopwatch.enter(Stage::Send);
                 let sent = queue.io.tx(&mut self.frames, batch);
                 self.stopwatch.enter(before);
+                if is_armed {
+                    // Who gets frames soon answers; and what is sent may want to be looked after (AF_XDP's completions).
+                    self.rouse(place);
+                }
                 sent
             }
             _ => return self.drop_all(port, batch, DropReason::PortDown),
@@ -424,6 +425,15 @@ impl Wires {
             self.fail(place, error);
         }
         Some(port)
+    }
+
+    /// Has a queue be asked again from the next turn on, if it is armed.
+    #[cold]
+    pub fn rouse(&mut self, place: usize) {
+        let is_armed = self.queues.get(place).and_then(Option::as_ref).is_some_and(|queue| queue.armed);
+        if is_armed && !self.roused.contains(&place) {
+            self.roused.push(place);
+        }
     }
 
     /// Takes an upcall token of the port behind a queue.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::Args;
 use dataplane::batch::BATCH;
 use dataplane::pktgen::cable::Cable;
-use dataplane::pktgen::exchange::Plan;
+use dataplane::pktgen::exchange::{Plan, Question};
 use dataplane::pktgen::search::Goal;
 use dataplane::pktgen::terms::{self, Addresses, Macs, Ports, Terms, TermsError};
 use dataplane::pktgen::{Progress, Until, Verdict};
@@ -222,7 +222,8 @@ impl Pktgen {
             (false, None, None) => Until { count: None, time: Some(TIME) },
             (false, count, time) => Until { count: count.filter(|count| *count > 0), time: *time },
         };
-        let plan = Plan { until, rate, burst: usize::from(*burst), window: *windows };
+        let plan =
+            Plan { until, rate, burst: usize::from(*burst), window: *windows, question: Question::HowMany };
         Ok(Request {
             tx: self.tx.parse()?,
             rx: self.rx.as_deref().map(str::parse::<Cable>).transpose()?,

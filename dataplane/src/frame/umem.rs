@@ -15,6 +15,7 @@ use std::io;
 use std::num::NonZeroU32;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::errno::Errno;
@@ -23,10 +24,13 @@ use xsk_rs::{CompQueue, FillQueue, FrameDesc, RxQueue, Socket, TxQueue, Umem};
 
 use super::{Chunk, SMALL, chatter};
 
-/// Slots of the fill and receive rings of a socket: its [`SharedUmem::share`] of the pool at most.
-pub const RX_RING: u32 = 1024;
-/// Slots of the transmit and completion rings. With the other two 48 KiB a socket.
+/// Slots of the fill and receive rings of a socket: its [`SharedUmem::ample_share`] of the pool at most. As many as Open
+/// vSwitch's have (`XSK_RING_PROD__DEFAULT_NUM_DESCS`).
+pub const RX_RING: u32 = 2048;
+/// Slots of the transmit and completion rings. With the other two 72 KiB a socket.
 pub const TX_RING: u32 = 1024;
+/// The most chunks that every socket has from the start.
+const SHARE_MAX: usize = 1024;
 /// `XDP_MAX_TX_SKB_BUDGET` of `linux/if_xdp.h` (Linux 6.17): how many descriptors a wake-up sends in copy mode, at most.
 const MAX_TX_SKB_BUDGET: libc::c_int = 9;
 
@@ -41,6 +45,8 @@ pub struct SharedUmem {
     descs: Vec<FrameDesc>,
     base: NonNull<u8>,
     sockets: Mutex<Sockets>,
+    /// See [`SharedUmem::ample_share`].
+    ample: AtomicUsize,
 }
 
 /// The sockets of a [`SharedUmem`].
@@ -141,7 +147,7 @@ impl SharedUmem {
         // SAFETY: the descriptor's address is its distance from the start of the region.
         let base = unsafe { data.sub(descs[0].addr()) };
         let base = NonNull::new(base).ok_or("a UMEM at address zero")?;
-        Ok(SharedUmem { umem, descs, base, sockets: Mutex::default() })
+        Ok(SharedUmem { umem, descs, base, sockets: Mutex::default(), ample: AtomicUsize::new(0) })
     }
 
     /// How many chunks there are.
@@ -169,12 +175,30 @@ impl SharedUmem {
     /// How many chunks one socket keeps for receiving: 512 of the default pool.
     #[inline]
     pub fn share(&self) -> usize {
-        (self.descs.len() / 32).clamp(64, RX_RING as usize)
+        (self.descs.len() / 32).clamp(64, SHARE_MAX)
     }
 
-    /// How many sockets there may be, so that a quarter of the chunks remains for all other uses.
+    /// How many chunks one that had a backlog keeps, as long as the pool has them: what three quarters of it are for each of
+    /// the sockets that there are. Of the default pool that is 2,048 for up to six.
+    #[inline]
+    pub fn ample_share(&self) -> usize {
+        self.ample.load(Ordering::Relaxed)
+    }
+
+    /// The chunks of all sockets together: a quarter remains for all other uses.
+    fn for_sockets(&self) -> usize {
+        self.descs.len() / 4 * 3
+    }
+
+    /// How many sockets there may be.
     pub fn most_sockets(&self) -> usize {
-        self.descs.len() / 4 * 3 / self.share()
+        self.for_sockets() / self.share()
+    }
+
+    /// Divides the chunks anew.
+    fn divide(&self, sockets: &Sockets) {
+        let each = self.for_sockets() / sockets.live.len().max(1);
+        self.ample.store(each.min(RX_RING as usize).max(self.share()), Ordering::Relaxed);
     }
 
     /// How many sockets there are.
@@ -204,6 +228,7 @@ impl SharedUmem {
             }
             let features = Features { zero_copy, multi_buffer: sockets.multi_buffer };
             sockets.live.push(fd.as_raw_fd());
+            self.divide(&sockets);
             let sends_all = set_option(&fd, MAX_TX_SKB_BUDGET, &TX_RING).is_ok();
             Ok(Rings { rx, tx, fill, comp, features, sends_all, seat: Seat { umem: self.clone(), fd } })
         });
@@ -217,6 +242,7 @@ impl SharedUmem {
     fn leave(&self, fd: RawFd) {
         let mut sockets = self.lock();
         sockets.live.retain(|&other| other != fd);
+        self.divide(&sockets);
         self.settle(&sockets);
     }
 

@@ -21,9 +21,10 @@ use crate::batch::{BATCH, Batch};
 use crate::frame::FrameCache;
 use crate::port::{Port, PortError, Readiness};
 
-/// How long to wait for frames once the last was sent, as long as none come.
+/// How long to wait for frames once the last was sent, as long as none come and it is known that some were lost.
 const SILENCE: Duration = Duration::from_millis(200);
-/// How long at most: what RFC 2544 waits (section 23).
+/// How long at most: what RFC 2544 waits (section 23). And as long as all that are missing may only be late: a neighbour can hold
+/// a switch's core, and what is in its rings, for half a second.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How often the observer is told.
 const OBSERVE: Duration = Duration::from_millis(100);
@@ -134,6 +135,17 @@ pub struct Plan {
     pub burst: usize,
     /// Length of the windows that rates are measured in.
     pub window: Duration,
+    /// What is asked about frames that do not come.
+    pub question: Question,
+}
+
+/// What a run is to find out about frames that do not come: so long are late ones waited for.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Question {
+    /// How many they are.
+    HowMany,
+    /// Whether they are more than this fraction, 0 to 1, of what was sent: a trial of a search.
+    Exceeds(f64),
 }
 
 /// What came of it.
@@ -364,7 +376,7 @@ impl<'a> Run<'a> {
     fn drain(&mut self) -> Result<(), PortError> {
         let mut heard = self.now();
         while self.sink.unique() < self.sent
-            && self.now() - heard < SILENCE
+            && self.now() - heard < self.silence()
             && self.now() - self.ended < PATIENCE
         {
             if self.receive()? > 0 {
@@ -375,6 +387,17 @@ impl<'a> Run<'a> {
             }
         }
         Ok(())
+    }
+
+    /// How long a silence ends the run. A flow keeps its order, so a frame that was overtaken by one of its flow is lost, as a
+    /// rule; all others may be late. What answers the question already need not be waited for.
+    fn silence(&self) -> Duration {
+        let overtaken = self.sink.overtaken();
+        let is_answered = match self.plan.question {
+            Question::HowMany => overtaken > 0,
+            Question::Exceeds(part) => overtaken as f64 > part * self.sent as f64 || self.sink.received == 0,
+        };
+        if is_answered || self.sink.form.is_empty() { SILENCE } else { PATIENCE }
     }
 
     fn release(&mut self) {
@@ -425,6 +448,11 @@ impl Sink {
             self.latency.record(now.saturating_sub(stamp.sent));
         }
         true
+    }
+
+    /// Frames that did not come, though one of their flow that was sent later did.
+    fn overtaken(&self) -> u64 {
+        self.streams.reached().saturating_sub(self.unique())
     }
 
     /// Frames that came, each once.

@@ -33,6 +33,8 @@ pub struct Streams {
     /// Per flow, `words` words: bit n % window says whether n came, for the `window` numbers below `next`.
     came: Vec<u64>,
     words: usize,
+    /// Of all flows together, the highest numbers' places: how many frames were sent up to them.
+    reached: u64,
 }
 
 impl Streams {
@@ -40,7 +42,12 @@ impl Streams {
     pub fn new(flows: usize) -> Streams {
         let window = (BITS / flows.max(1)).clamp(64, WINDOW_MAX);
         let words = 1 << (window / 64).ilog2();
-        Streams { next: vec![0; flows], came: vec![0; flows * words], words }
+        Streams { next: vec![0; flows], came: vec![0; flows * words], words, reached: 0 }
+    }
+
+    /// How many frames would have come if every flow had all up to the highest number of it that came.
+    pub fn reached(&self) -> u64 {
+        self.reached
     }
 
     /// How far back a duplicate is told from a reordered frame.
@@ -55,13 +62,11 @@ impl Streams {
     #[inline]
     pub fn note(&mut self, flow: usize, number: u64) -> Arrival {
         let next = self.next[flow];
-        if number == next {
-            self.next[flow] = number + 1;
-            self.set(flow, number);
-            return Arrival::InOrder;
-        }
-        if number > next {
-            self.skip(flow, number);
+        if number >= next {
+            if number > next {
+                self.skip(flow, number);
+            }
+            self.reached += number + 1 - next;
             self.next[flow] = number + 1;
             self.set(flow, number);
             return Arrival::InOrder;
@@ -166,7 +171,7 @@ mod tests {
         let mut streams = Streams::new(1);
         let arrivals = [1, 2, 3, 5, 6, 7, 8, 4, 9, 10].map(|number| streams.note(0, number));
         let reordered = arrivals.iter().filter(|arrival| **arrival == Arrival::Reordered).count();
-        assert_eq!((reordered, arrivals[7]), (1, Arrival::Reordered));
+        assert_eq!((reordered, arrivals[7], streams.reached()), (1, Arrival::Reordered, 11));
         assert_eq!(streams.note(0, 4), Arrival::Duplicated);
     }
 

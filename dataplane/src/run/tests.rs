@@ -1,5 +1,6 @@
 //! Rings that are armed: turned by hand, in a time of our own, and by threads that would hang if a wake-up got lost.
 
+use std::sync::Mutex;
 use std::sync::atomic::AtomicU64;
 
 use super::watch::LOOK;
@@ -17,11 +18,20 @@ const QUIET: Duration = Duration::from_micros(60);
 /// Much shorter.
 const TICK: Duration = Duration::from_micros(10);
 
-/// How often a port was asked, and armed.
+/// How often a port was asked, and armed; and what came first since it was armed.
 #[derive(Default)]
 struct Asked {
     rx: AtomicU64,
     arm: AtomicU64,
+    steps: Mutex<Vec<Step>>,
+}
+
+/// What is done to a port after it was armed.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Step {
+    Received,
+    Sent,
+    Disarmed,
 }
 
 impl Asked {
@@ -31,6 +41,14 @@ impl Asked {
 
     fn arm(&self) -> u64 {
         self.arm.load(Ordering::Relaxed)
+    }
+
+    fn note(&self, step: Step) {
+        self.steps.lock().unwrap().push(step);
+    }
+
+    fn steps(&self) -> Vec<Step> {
+        self.steps.lock().unwrap().clone()
     }
 }
 
@@ -44,6 +62,7 @@ struct Counted {
 impl Port for Counted {
     fn rx(&mut self, frames: &mut FrameCache, batch: &mut Batch) -> Result<(), PortError> {
         self.asked.rx.fetch_add(1, Ordering::Relaxed);
+        self.asked.note(Step::Received);
         if let Some(spring) = &mut self.spring {
             assert!(spring.inject(&numbered(0, 60)));
         }
@@ -51,6 +70,7 @@ impl Port for Counted {
     }
 
     fn tx(&mut self, frames: &mut FrameCache, batch: &mut Batch) -> Result<Sent, PortError> {
+        self.asked.note(Step::Sent);
         self.port.tx(frames, batch)
     }
 
@@ -60,10 +80,12 @@ impl Port for Counted {
 
     fn arm(&mut self) -> bool {
         self.asked.arm.fetch_add(1, Ordering::Relaxed);
+        self.asked.steps.lock().unwrap().clear();
         self.port.arm()
     }
 
     fn disarm(&mut self) {
+        self.asked.note(Step::Disarmed);
         self.port.disarm();
     }
 
@@ -200,6 +222,24 @@ fn a_ring_is_asked_again_when_something_is_sent_to_it() {
     assert_eq!((asked.rx(), peer.drain().len()), (before + 2, 1));
     (0..10).for_each(|_| lab.turn(TICK));
     assert_eq!(asked.arm(), 2, "quiet once more");
+}
+
+#[test]
+fn a_first_frame_does_not_wait_for_rings_to_be_disarmed() {
+    let mut lab = Lab::new(vec![0], Idle::Adaptive);
+    let (mut peer, asked) = attach(&lab.switch, &lab.pool, 0);
+    (0..3).for_each(|_| lab.turn(QUIET));
+    assert_eq!((asked.arm(), asked.steps()), (1, vec![]));
+    assert!(peer.inject(&numbered(0, 60)));
+    lab.turn(TICK);
+    assert_eq!((asked.arm(), asked.steps()), (1, vec![Step::Received, Step::Disarmed]));
+    (0..2).for_each(|_| lab.turn(QUIET));
+    assert_eq!((asked.arm(), asked.steps()), (2, vec![]));
+    let wires = &mut lab.pollers[0].0.wires;
+    let frame = wires.frames.from_bytes(&numbered(0, 60)).unwrap();
+    wires.send(PortId(0), &mut Batch::from_iter([frame]));
+    lab.turn(TICK);
+    assert_eq!((asked.arm(), asked.steps()), (2, vec![Step::Sent, Step::Disarmed]));
 }
 
 #[test]

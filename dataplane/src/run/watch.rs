@@ -37,6 +37,11 @@ const RING: u64 = 1 << 32;
 /// What epoll told.
 pub type Told = ArrayVec<u64, EVENTS>;
 
+/// Did the poller's bell ring?
+pub fn has_bell(told: &Told) -> bool {
+    told.contains(&BELL)
+}
+
 /// A ring that is asked in every turn.
 #[derive(Debug, Clone, Copy)]
 struct Ring {
@@ -75,7 +80,10 @@ impl Watch {
         let (always, rings, calls) = Default::default();
         let version = poller.wires.version();
         let mut watch = Watch { epoll, always, rings, calls, watched: 0, looked: now, idle, version };
-        poller.wires.roused.clear();
+        // Nobody has settled these.
+        for place in poller.wires.roused.drain(..) {
+            poller.wires.queues[place].iter_mut().for_each(Queue::disarm);
+        }
         for (place, queue) in poller.wires.queues.iter_mut().enumerate() {
             if let Some(queue) = queue.as_mut().filter(|q| q.up) {
                 watch.add(place, queue, now)?;
@@ -91,7 +99,10 @@ impl Watch {
                 self.epoll.add(fd, ring_event(place))?;
                 self.watched += 1;
             }
-            Readiness::Ring(_) => self.ask(place, queue, now),
+            Readiness::Ring(_) => {
+                queue.disarm();
+                self.rings.push(Ring { place, gave: now });
+            }
             Readiness::Call(fd) => {
                 self.epoll.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, place as u64))?;
                 self.watched += 1;
@@ -99,20 +110,6 @@ impl Watch {
             Readiness::Unknown => self.always.push(place),
         }
         Ok(())
-    }
-
-    /// Takes a ring's descriptor from epoll.
-    fn forget(&self, queue: Option<&Queue>) {
-        if let Some(Readiness::Ring(fd)) = queue.map(|queue| queue.io.readiness()) {
-            // One that is not there is what we want.
-            let _ = self.epoll.delete(fd);
-        }
-    }
-
-    /// Asks a ring in every turn from now on.
-    fn ask(&mut self, place: usize, queue: &mut Queue, now: Instant) {
-        queue.disarm();
-        self.rings.push(Ring { place, gave: now });
     }
 
     /// Was it made for these queues?
@@ -125,10 +122,10 @@ impl Watch {
         self.always.is_empty() && self.idle == Idle::Adaptive
     }
 
-    /// The places to ask in the next turn. `moved` is how many frames the last one moved: if none, there is time to look
-    /// who else has something.
+    /// The places to ask in the next turn. `moved` is how many frames the last one moved, or how many have told of some since:
+    /// if none, there is time to look who else has something.
     pub fn next(&mut self, poller: &mut Poller, (now, moved): (Instant, usize), ready: &mut Vec<usize>) {
-        if self.watched > 0 && (moved == 0 || self.has_none() || now.since(self.looked) >= LOOK) {
+        if self.watched > 0 && (moved == 0 || self.has_none(poller) || now.since(self.looked) >= LOOK) {
             let told = self.wait(Duration::ZERO);
             self.tell(poller, &told, now);
         }
@@ -136,11 +133,13 @@ impl Watch {
         ready.extend(&self.always);
         ready.extend(self.rings.iter().map(|ring| ring.place));
         ready.extend(&self.calls);
+        ready.extend(&poller.wires.roused);
     }
 
     /// Is nobody worth asking but those epoll may tell of?
-    fn has_none(&self) -> bool {
-        self.rings.is_empty() && self.calls.is_empty() && self.always.is_empty()
+    fn has_none(&self, poller: &Poller) -> bool {
+        let no_rings = self.rings.is_empty() && poller.wires.roused.is_empty();
+        no_rings && self.calls.is_empty() && self.always.is_empty()
     }
 
     /// After a turn: arms rings that were quiet for long enough, and asks again what has more. Places mean nothing once
@@ -162,9 +161,12 @@ impl Watch {
             self.arm(poller, |ring| now.since(ring.gave) > PATIENCE);
         }
         for place in poller.wires.roused.drain(..) {
-            self.watched -= 1;
-            self.forget(poller.wires.queues[place].as_ref());
-            self.rings.push(Ring { place, gave: now });
+            if let Some(queue) = poller.wires.queues[place].as_mut().filter(|queue| queue.armed) {
+                self.watched -= 1;
+                forget(&self.epoll, queue);
+                queue.disarm();
+                self.rings.push(Ring { place, gave: now });
+            }
         }
     }
 
@@ -195,7 +197,8 @@ impl Watch {
         events[..count].iter().map(EpollEvent::data).collect()
     }
 
-    /// Asks in the next turn what epoll told of.
+    /// Asks in the next turn what epoll told of. Rings are disarmed only after that turn ([`Watch::settle`]): it takes two system
+    /// calls, 10 µs after a sleep, and who told has a frame that waits.
     pub fn tell(&mut self, poller: &mut Poller, told: &Told, now: Instant) {
         self.looked = now;
         for &event in told.iter().filter(|event| **event != BELL) {
@@ -204,13 +207,18 @@ impl Watch {
                 if !self.calls.contains(&place) {
                     self.calls.push(place);
                 }
-            } else if let Some(queue) = poller.wires.queues[place].as_mut().filter(|queue| queue.armed) {
-                // Only a watch that could not be renewed is told of a queue that it does not count.
-                self.watched = self.watched.saturating_sub(1);
-                self.forget(Some(queue));
-                self.ask(place, queue, now);
+            } else {
+                poller.wires.rouse(place);
             }
         }
+    }
+}
+
+/// Takes a ring's descriptor from epoll.
+fn forget(epoll: &Epoll, queue: &Queue) {
+    if let Readiness::Ring(fd) = queue.io.readiness() {
+        // One that is not there is what we want.
+        let _ = epoll.delete(fd);
     }
 }
 

@@ -62,7 +62,8 @@ fn ends(tx: Box<dyn Port>, rx: Option<Box<dyn Port>>, frames: FrameCache) -> End
 
 fn plan(count: u64) -> Plan {
     let until = Until { count: Some(count), time: None };
-    Plan { until, rate: None, burst: BATCH, window: Duration::from_millis(250) }
+    let window = Duration::from_millis(250);
+    Plan { until, rate: None, burst: BATCH, window, question: Question::HowMany }
 }
 
 fn made(flows: u64) -> Source {
@@ -137,11 +138,63 @@ fn what_is_not_ours_is_not_counted_as_ours() {
         assert!(peer.inject(&[8; 60]));
         Verdict::Stop
     };
-    let endless = Plan { until: Until::default(), ..plan(0) };
+    let endless = Plan { until: Until::default(), question: Question::Exceeds(0.0), ..plan(0) };
     let outcome = exchange(&mut ends, &mut made(1), endless, &mut observe).unwrap();
     // The far end takes nothing, so its queue fills up.
     assert_eq!((outcome.sent, outcome.received, outcome.lost, outcome.foreign), (64, 0, 64, 1));
     assert_eq!(outcome.latency, None);
+}
+
+/// Loses one frame, if any; and once it was given more than a thousand, keeps all that it has for longer than a silence that ends
+/// a run whose question is answered.
+struct Held {
+    port: Loop,
+    loses: Option<u64>,
+    given: u64,
+    since: Option<Instant>,
+}
+
+impl Port for Held {
+    fn rx(&mut self, frames: &mut FrameCache, batch: &mut Batch) -> Result<(), PortError> {
+        let is_open = self.since.is_none_or(|since| since.elapsed() > 4 * SILENCE);
+        if is_open { self.port.rx(frames, batch) } else { Ok(()) }
+    }
+
+    fn tx(&mut self, frames: &mut FrameCache, batch: &mut Batch) -> Result<Sent, PortError> {
+        let begin = self.given;
+        self.given += batch.len() as u64;
+        if self.given > 1000 {
+            self.since = Some(Instant::now());
+        }
+        let lost = self.loses.filter(|lost| (begin..self.given).contains(lost));
+        let lost = lost.map(|lost| batch.remove((lost - begin) as usize));
+        let mut sent = self.port.tx(frames, batch)?;
+        if let Some(frame) = lost {
+            sent.count(&frame);
+            frames.free(frame);
+        }
+        Ok(sent)
+    }
+}
+
+/// What comes of 2,000 frames through it.
+fn withhold(loses: Option<u64>, question: Question) -> Outcome {
+    let (pool, frames) = stock();
+    let (port, peer) = pair(&pool, 4096);
+    let port = Held { port: Loop { port: Box::new(port), peer }, loses, given: 0, since: None };
+    let mut ends = ends(Box::new(port), None, frames);
+    exchange(&mut ends, &mut made(1), Plan { question, ..plan(2000) }, &mut |_| Verdict::GoOn).unwrap()
+}
+
+#[test]
+fn who_is_only_late_is_waited_for_unless_the_question_is_answered() {
+    for question in [Question::HowMany, Question::Exceeds(0.0)] {
+        assert_eq!(withhold(None, question).lost, 0, "{question:?}");
+    }
+    assert_eq!(withhold(Some(7), Question::Exceeds(0.1)).lost, 1);
+    for answered in [Question::HowMany, Question::Exceeds(0.0)] {
+        assert!(withhold(Some(7), answered).lost > 900, "{answered:?}");
+    }
 }
 
 #[test]
@@ -187,7 +240,8 @@ fn questions_are_answered_at_the_port_where_they_come() {
         asked += 1;
         if asked > 1 { Verdict::Stop } else { Verdict::GoOn }
     };
-    let slow = Plan { until: Until::default(), rate: Some(1.0), ..plan(0) };
+    let question = Question::Exceeds(0.0);
+    let slow = Plan { until: Until::default(), rate: Some(1.0), question, ..plan(0) };
     let outcome = exchange(&mut ends, &mut made(1), slow, &mut observe).unwrap();
     assert_eq!(outcome.foreign, 1);
     let of = |peer: &mut Peer| {

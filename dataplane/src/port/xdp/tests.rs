@@ -2,6 +2,7 @@
 
 #![allow(unsafe_code)]
 
+mod away;
 mod bpf;
 
 use std::io::{BufRead, BufReader};

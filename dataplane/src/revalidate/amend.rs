@@ -12,7 +12,7 @@ use flowtable::megaflow::Reader;
 
 use super::is_moved_by_tables;
 use crate::translate::View;
-use crate::translate::precedent::Precedents;
+use crate::translate::precedent::{Precedents, Which};
 
 /// By what flows are amended.
 pub struct By<'a> {
@@ -23,16 +23,27 @@ pub struct By<'a> {
 }
 
 impl By<'_> {
-    /// Has a flow of an older generation, and of the frame with this key, do what is decided today, if the tables alone moved it
-    /// and there is a precedent. Cost: comparing some words; where that does not suffice, a lookup for each station, or a
-    /// translation.
-    pub fn precedent(&mut self, view: View<'_>, flow: &Flow, key: &FlowKey) -> bool {
+    /// The precedent that a flow of an older generation, and of the frame with this key, follows today, if the tables alone moved it
+    /// and there is one. Cost: two lookups in what was settled; where that does not suffice, comparing some words, a lookup for each
+    /// station, or a translation.
+    #[inline]
+    pub fn precedent(&mut self, view: View<'_>, (flow, kind): (&Flow, u64), key: &FlowKey) -> Option<Which> {
         let (from, to) = (flow.generation(), view.snapshot.generation);
-        if from == DEAD || from >= to || !self.reader.owns(flow) {
-            return false;
+        if from == DEAD || from >= to {
+            return None;
         }
-        let amendment = self.precedents.amendment(view, flow, key);
-        amendment.is_some_and(|now| self.reader.amend(flow, (from, to), now))
+        self.precedents.followed(view, (flow, kind), key)
+    }
+
+    /// Has the flow do what this precedent says. False if another poller has to, or did.
+    pub fn follow(&mut self, view: View<'_>, (flow, key): (&Flow, &FlowKey), which: Which) -> bool {
+        let (from, to) = (flow.generation(), view.snapshot.generation);
+        from < to
+            && self.reader.owns(flow)
+            && self
+                .precedents
+                .amendment(which, key)
+                .is_some_and(|now| self.reader.amend(flow, (from, to), now))
     }
 
     /// The same by a decision that was made for the flow just now, when it was of generation `from`.

@@ -380,3 +380,50 @@ fn flows_that_the_tables_move_stay_where_they_are_and_count_on() {
     assert_eq!(vnis(lab.send(&frames)), [10; 20]);
     assert_eq!(lab.poller.counters().upcalls.get(), upcalls);
 }
+
+#[test]
+fn frames_do_not_wait_until_their_flows_are_amended() {
+    let mut lab = Lab::new(Caches::On);
+    lab.switch.publish(numbered(0, 7));
+    let frames: Vec<_> = (50..80).map(from).collect();
+    assert_eq!(vnis(lab.send(&frames)), [7; 30]);
+    let (flows, upcalls) = (lab.switch.flows(), lab.poller.counters().upcalls.get());
+    lab.switch.publish(numbered(0, 8));
+    assert_eq!(vnis(lab.send(&frames[..1])), [8], "the precedent for all others");
+    assert_eq!(vnis(lab.send(&frames)), [8; 30]);
+    let current = lab.poller.snapshot().generation;
+    assert!(flows.iter().any(|flow| flow.generation() != current), "{flows:?}");
+    assert_eq!(flows.iter().map(|flow| flow.totals().frames).sum::<u64>(), 30 + 1 + 30);
+    assert_eq!(lab.poller.counters().upcalls.get(), upcalls);
+    assert!(lab.switch.ledger().balances());
+}
+
+#[test]
+fn who_is_over_budget_has_no_dead_flow_decided_anew() {
+    let mut lab = Lab::new(Caches::On);
+    lab.switch.publish(numbered(1, 7));
+    assert_eq!(vnis(lab.send(&[from(50)])), [7]);
+    // Removed, but the table could not let go of it.
+    lab.switch.flows().iter().for_each(Flow::kill);
+    let translated = lab.poller.counters().revalidated.get();
+    assert_eq!(vnis(lab.send(&[from(50)])), [] as [u8; 0]);
+    assert_eq!(lab.dropped(WIRE, DropReason::UpcallBudget), 1);
+    assert_eq!(lab.poller.counters().revalidated.get(), translated);
+    lab.now = lab.now + Duration::from_secs(2);
+    assert_eq!(vnis(lab.send(&[from(50)])), [7], "when it may");
+    assert_eq!(lab.switch.flows().len(), 1);
+}
+
+#[test]
+fn a_flow_by_newer_tables_is_left_alone() {
+    let mut lab = Lab::new(Caches::On);
+    lab.switch.publish(numbered(0, 7));
+    assert_eq!(vnis(lab.send(&[from(50)])), [7]);
+    let [flow] = &lab.switch.flows()[..] else { panic!("one flow") };
+    let current = flow.generation();
+    // As another poller does that has them already.
+    assert!(flow.confirm(current, current + 1));
+    assert_eq!(vnis(lab.send(&[from(50)])), [7]);
+    assert_eq!(flow.generation(), current + 1);
+    assert!(lab.switch.flows().contains(flow), "nor is there another in its place");
+}

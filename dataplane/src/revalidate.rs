@@ -37,9 +37,6 @@ const SOON: Duration = Duration::from_millis(700);
 const BUSY_MOST: usize = 256;
 /// Flows looked at per turn otherwise.
 const IDLE_STEP: usize = 1024;
-/// Flows amended at most of those that a batch meets. The others' frames go by the precedent, which takes a quarter of the time; but what
-/// gets many frames shall be in the exact-match cache again before its turn comes.
-const AT_SIGHT: usize = 2;
 /// How far ahead a flow's memory is asked for.
 const AHEAD: usize = 8;
 /// How often unused flows are looked for, and used learned entries refreshed.
@@ -160,8 +157,8 @@ impl Revalidator {
         self.precedents.decide(view, key)
     }
 
-    /// Finds out what flows of older generations do today, which were found for frames. Gives those that are of this one then, and
-    /// those that are not yet with the precedent that they [follow](Revalidator::actions).
+    /// Amends flows of older generations that were found for frames. Gives those that are of this one then, and those that another
+    /// poller has to amend with the precedent that they [follow](Revalidator::actions).
     #[cold]
     pub fn follow_each<'r>(
         &mut self,
@@ -175,7 +172,6 @@ impl Revalidator {
         for ((place, flow), kind) in stale.iter().zip(&kinds) {
             by.precedents.prefetch((flow, *kind), &keys[*place]);
         }
-        let mut left = AT_SIGHT;
         for (&(place, flow), &kind) in stale.iter().zip(&kinds) {
             if flow.generation() == view.snapshot.generation {
                 found(place, flow, None); // an earlier frame had it amended
@@ -183,8 +179,7 @@ impl Revalidator {
             }
             let key = &keys[place];
             let Some(which) = by.precedent(view, (&flow, kind), key) else { continue };
-            let amended = left > 0 && by.follow(view, (&flow, key), which);
-            left -= usize::from(amended);
+            let amended = by.follow(view, (&flow, key), which);
             found(place, flow, (!amended).then_some(which));
         }
     }

@@ -13,7 +13,8 @@ pub mod amend;
 
 use std::time::Duration;
 
-use flowtable::action::Effect;
+use arrayvec::ArrayVec;
+use flowtable::action::{Action, Effect};
 use flowtable::flow::{Birth, DEAD, Decision, Flow, FlowRef};
 use flowtable::id::Place;
 use flowtable::key::FlowKey;
@@ -21,13 +22,14 @@ use flowtable::megaflow::{Inserted, Reader, Removed};
 use flowtable::time::Instant;
 
 use self::amend::By;
+use crate::batch::BATCH;
 use crate::shared::Shared;
 use crate::stats::cycles;
 use crate::translate::View;
-use crate::translate::precedent::Precedents;
+use crate::translate::precedent::{Precedents, Which};
 
 /// Flows looked at per turn while frames flow, at least: as long as one frame takes, if they are merely confirmed.
-const BUSY_STEP: usize = 8;
+const BUSY_STEP: usize = 4;
 /// In what time a round is to be through while frames flow, however many flows there are: the longer, the less each turn
 /// takes from the frames (bench `mapping`). It takes longer if flows took more time than frames otherwise.
 const SOON: Duration = Duration::from_millis(700);
@@ -155,23 +157,37 @@ impl Revalidator {
         self.precedents.decide(view, key)
     }
 
-    /// Amends flows of older generations that were found for frames; gives those that are of this one then.
+    /// Amends flows of older generations that were found for frames. Gives those that are of this one then, and those that another
+    /// poller has to amend with the precedent that they [follow](Revalidator::actions).
     #[cold]
-    pub fn amend_each<'r>(
+    pub fn follow_each<'r>(
         &mut self,
         (stale, keys): (&[(usize, FlowRef<'r>)], &[FlowKey]),
         view: View<'_>,
         reader: &Reader,
-        mut amended: impl FnMut(usize, FlowRef<'r>),
+        mut found: impl FnMut(usize, FlowRef<'r>, Option<Which>),
     ) {
         let mut by = By { precedents: &mut self.precedents, reader };
-        stale.iter().for_each(|(place, flow)| by.precedents.prefetch(flow, &keys[*place]));
-        for &(place, flow) in stale {
-            // Or an earlier frame had it amended.
-            if flow.generation() == view.snapshot.generation || by.precedent(view, &flow, &keys[place]) {
-                amended(place, flow);
-            }
+        let kinds: ArrayVec<u64, BATCH> = stale.iter().map(|(_, flow)| reader.kind(flow)).collect();
+        for ((place, flow), kind) in stale.iter().zip(&kinds) {
+            by.precedents.prefetch((flow, *kind), &keys[*place]);
         }
+        for (&(place, flow), &kind) in stale.iter().zip(&kinds) {
+            if flow.generation() == view.snapshot.generation {
+                found(place, flow, None); // an earlier frame had it amended
+                continue;
+            }
+            let key = &keys[place];
+            let Some(which) = by.precedent(view, (&flow, kind), key) else { continue };
+            let amended = by.follow(view, (&flow, key), which);
+            found(place, flow, (!amended).then_some(which));
+        }
+    }
+
+    /// What is done by a precedent that a flow follows.
+    #[inline]
+    pub fn actions(&self, which: Which) -> Option<&[Action]> {
+        self.precedents.actions(which)
     }
 
     /// Amends a flow, which was of generation `from`, by a decision that was made for it just now.
@@ -271,7 +287,7 @@ impl Revalidator {
     fn carry_out(&mut self, verdict: Verdict, round: Round, view: View<'_>, shared: &Shared) -> usize {
         let at = round.at;
         match verdict {
-            Verdict::Keep if round.upkeep => refresh(&self.flows[at], view, shared),
+            Verdict::Keep if round.upkeep => self.refresh(at, view, shared),
             Verdict::Keep => {}
             Verdict::Replace(decision) => self.replace(at, decision, view.snapshot.generation, shared),
             Verdict::Remove => {
@@ -281,6 +297,20 @@ impl Revalidator {
             }
         }
         at + 1
+    }
+
+    /// Keeps the learned entries of a used flow young, and its questions open. All flows of a station have the same: it is looked
+    /// for where one was used later than those before.
+    fn refresh(&mut self, at: usize, view: View<'_>, shared: &Shared) {
+        let flow = &self.flows[at];
+        let (used, Some(effects)) = (flow.last_use(), flow.taught()) else { return };
+        if view.now.since(used) <= ROUND + ROUND && !self.precedents.is_refreshed(effects, used) {
+            effects
+                .iter()
+                .filter(|effect| is_known(effect, view))
+                .for_each(|effect| keep_young(effect, used, view));
+            shared.resolve(effects);
+        }
     }
 
     /// Lets go of a flow, and has another in its place; false if the table cannot do so now. A dead one that nobody else holds
@@ -331,7 +361,10 @@ fn insert(flow: &Flow, shared: &Shared) -> bool {
 /// that does has another mask.
 fn recheck(flow: &Flow, view: View<'_>, mut by: By<'_>) -> Verdict {
     let (key, from) = (flow.key(), flow.generation());
-    if by.precedent(view, flow, &key) {
+    if by.reader.owns(flow)
+        && let Some(which) = by.precedent(view, (flow, by.reader.kind(flow)), &key)
+        && by.follow(view, (flow, &key), which)
+    {
         return Verdict::Keep;
     }
     let today = by.precedents.decide(view, &key);
@@ -377,24 +410,16 @@ fn is_known(effect: &Effect, view: View<'_>) -> bool {
     }
 }
 
-/// Keeps the learned entries of a used flow young, and its questions open. Never moves an entry: that takes a frame that
-/// was translated.
-fn refresh(flow: &Flow, view: View<'_>, shared: &Shared) {
-    let used = flow.last_use();
-    if view.now.since(used) > ROUND + ROUND {
-        return;
-    }
-    for effect in flow.effects().iter().filter(|effect| is_known(effect, view)) {
-        if let Effect::Learn { bridge, station, place } = *effect
-            && let Some(learned) = view.snapshot.learned(bridge)
-        {
-            learned.fdb().refresh(station, used);
-            if let Place::Vtep { address, .. } = place {
-                learned.vteps().refresh(station.segment, address, used);
-            }
+/// Keeps a learned entry young. Never moves one: that takes a frame that was translated.
+fn keep_young(effect: &Effect, used: Instant, view: View<'_>) {
+    if let Effect::Learn { bridge, station, place } = *effect
+        && let Some(learned) = view.snapshot.learned(bridge)
+    {
+        learned.fdb().refresh(station, used);
+        if let Place::Vtep { address, .. } = place {
+            learned.vteps().refresh(station.segment, address, used);
         }
     }
-    shared.resolve(flow.effects());
 }
 
 #[cfg(test)]
@@ -432,7 +457,7 @@ mod tests {
 
     #[test]
     fn few_flows_are_looked_at_at_once_and_many_in_time() {
-        assert_eq!(taken(800, 0, TURN), (TURN * 100, 100));
+        assert_eq!(taken(800, 0, TURN), (TURN * 200, 200));
         for cost in [0, 100, 300] {
             let (time, _) = taken(1_000_000, cost, TURN);
             assert!((SOON - 10 * TURN..=SOON + 10 * TURN).contains(&time), "{cost}: {time:?}");

@@ -332,6 +332,14 @@ impl Flow {
         (home == member.epoch() || home == 0).then(|| unsafe { self.head().course.actions() })
     }
 
+    /// The [kind](List::kind) of the list of what happens, for a member of the epoch of the flow's table; zero for one of another.
+    #[inline]
+    pub(crate) fn kind(&self, member: &Member) -> u64 {
+        let home = self.head().home;
+        // SAFETY: as in `read`.
+        if home == member.epoch() || home == 0 { unsafe { self.head().course.kind() } } else { 0 }
+    }
+
     /// Is it still checked against this generation? To be asked after [`Flow::read`]: then what was read was for this one, if
     /// the flow was of this one before, too.
     #[inline]
@@ -425,9 +433,9 @@ impl Flow {
     }
 
     /// Says that the decision, which was checked against generation `from`, holds for `to` too. False if it is not of `from`
-    /// any more: then what was just read of it may be of another.
+    /// any more: then what was just read of it may be of another. And if that is newer: who is behind does not take others back.
     pub fn confirm(&self, from: u64, to: u64) -> bool {
-        if [DEAD, AMENDED].contains(&from) {
+        if from == DEAD || from > to {
             return false;
         }
         fence(Ordering::Acquire); // what was read of it was of `from`, if it still is

@@ -4,7 +4,7 @@
 //! and an unknown destination: 200 KB a flow. Any number of flows may share it, so that no guest can have gigabytes of it
 //! cached. And all flows of a station teach the same, and what goes to one port with a tag does the same.
 //!
-//! Cost: hashing the lists; every [`MOST`] lists one look at all of them. The mask of the flow before costs a comparison.
+//! Cost: hashing the lists; every [`MOST`] lists, or [`ITEMS`] of theirs, one look at all of them. The mask of the flow before costs a comparison.
 
 use std::borrow::Borrow;
 use std::hash::Hash;
@@ -20,6 +20,9 @@ use crate::mask::Mask;
 
 /// How many lists of a kind are remembered, and masks.
 const MOST: usize = 4096;
+
+/// What lists of a kind may hold together: one that floods to a thousand hypervisors is 200 KB, and nobody may use it any more.
+const ITEMS: usize = 16_384;
 
 /// How many lists are known by their address.
 const KNOWN: usize = 64;
@@ -61,8 +64,11 @@ impl Interner {
         Flow::assemble(key, parts, birth)
     }
 
-    /// The list, or one equal to it that flows have already.
+    /// The list, or one equal to it that flows have already. One of a [kind](List::kind) stays the one it is.
     pub fn actions(&mut self, list: List<Action>) -> List<Action> {
+        if list.kind() != 0 {
+            return list;
+        }
         self.known.resize(KNOWN, None);
         let at = |list: &List<Action>| list.as_ptr().addr() / 64 % KNOWN;
         let known = self.known[at(&list)].as_ref();
@@ -94,33 +100,39 @@ impl Interner {
 
 /// The lists in use, as far as they are remembered.
 #[derive(Debug)]
-struct Lists<T>(HashSet<List<T>>);
+struct Lists<T> {
+    known: HashSet<List<T>>,
+    /// How long all of them are together.
+    items: usize,
+}
 
 impl<T> Default for Lists<T> {
     fn default() -> Self {
-        Lists(HashSet::new())
+        Lists { known: HashSet::new(), items: 0 }
     }
 }
 
 impl<T: Hash + Eq> Lists<T> {
     /// The list, or one equal to it that others have already.
     fn share(&mut self, list: impl Borrow<[T]> + Into<List<T>>) -> List<T> {
-        if let Some(known) = self.0.get(list.borrow()) {
+        if let Some(known) = self.known.get(list.borrow()) {
             return known.clone();
         }
-        if self.0.len() >= MOST {
+        let list = list.into();
+        if self.known.len() >= MOST || self.items + list.len() > ITEMS {
             self.forget();
         }
-        let list = list.into();
-        self.0.insert(list.clone());
+        self.items += list.len();
+        self.known.insert(list.clone());
         list
     }
 
     /// Makes room: what nobody uses any more goes; if that is not half, all do, and are shared no further.
     fn forget(&mut self) {
-        self.0.retain(List::is_shared);
-        if self.0.len() > MOST / 2 {
-            self.0.clear();
+        self.known.retain(List::is_shared);
+        self.items = self.known.iter().map(|list| list.len()).sum();
+        if self.known.len() > MOST / 2 || self.items > ITEMS / 2 {
+            *self = Lists::default();
         }
     }
 }
@@ -165,15 +177,27 @@ mod tests {
         let mut lists = Lists::<Action>::default();
         let used = lists.share(list(0));
         (1..=2 * MOST as u32).for_each(|n| drop(lists.share(list(n))));
-        assert!(lists.0.len() <= MOST);
+        assert!(lists.known.len() <= MOST);
         assert!(used.is_same(&lists.share(list(0))));
+    }
+
+    #[test]
+    fn long_lists_that_nobody_uses_take_little_room() {
+        let mut lists = Lists::<Action>::default();
+        let long = |n: u32| (n..n + 1000).map(|n| Action::Output(PortId(n))).collect::<Vec<_>>();
+        let used = lists.share(long(0));
+        for n in 1..1000 {
+            drop(lists.share(long(n)));
+            assert!(lists.known.iter().map(|list| list.len()).sum::<usize>() <= ITEMS);
+        }
+        assert!(used.is_same(&lists.share(long(0))));
     }
 
     #[test]
     fn too_many_lists_in_use_are_forgotten_but_stay_whole() {
         let mut lists = Lists::<Action>::default();
         let used: Vec<_> = (0..=MOST as u32).map(|n| lists.share(list(n))).collect();
-        assert_eq!(lists.0.len(), 1);
+        assert_eq!(lists.known.len(), 1);
         assert!(used.iter().enumerate().all(|(n, used)| *used == list(n as u32)));
     }
 }

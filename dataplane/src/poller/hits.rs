@@ -18,6 +18,7 @@ use crate::execute::{Origin, execute_next};
 use crate::frame::Frame;
 use crate::perf::Stage;
 use crate::translate::View;
+use crate::translate::precedent::Which;
 
 impl Poller {
     /// Executes all frames that a cache knows; neighbours of one flow make a group. The others go to `missed`.
@@ -54,12 +55,15 @@ impl Poller {
                 stale.push((place, flow));
             }
         });
+        let mut followed = ArrayVec::<Option<Which>, BATCH>::new();
         if !stale.is_empty() {
+            followed.extend([None; BATCH]);
             let view = View { snapshot, now: arrival.now };
-            self.revalidator.amend_each((&stale, keys), view, &self.reader, |place, flow| {
+            self.revalidator.follow_each((&stale, keys), view, &self.reader, |place, flow, which| {
                 flows[place] = Some(flow);
                 found.push((hashes[place], flow));
-                self.counters.revalidated.add(1);
+                followed[place] = which;
+                self.counters.revalidated.add(u64::from(which.is_none()));
             });
         }
         self.wires.stopwatch.enter(Stage::Execute);
@@ -69,7 +73,8 @@ impl Poller {
             let end = { starts }.next().unwrap_or(keys.len());
             // Somebody else may amend it meanwhile, by tables that are not ours yet.
             let found = flows[start].as_ref().and_then(|flow| {
-                let actions = self.reader.actions_at(flow, generation)?;
+                let own = self.reader.actions_at(flow, generation);
+                let actions = own.or_else(|| self.revalidator.actions((*followed.get(start)?)?))?;
                 Some((flow, actions))
             });
             // A mask that came only now may tell from its head what no other did.

@@ -3,7 +3,7 @@
 use std::slice::from_ref;
 
 use flowtable::action::{Action, DropReason};
-use flowtable::flow::{Decision, Flow, FlowRef};
+use flowtable::flow::{DEAD, Decision, Flow, FlowRef};
 use flowtable::key::FlowKey;
 
 use super::hits::Count;
@@ -24,6 +24,10 @@ enum Known {
     Flow(Flow),
     /// A flow that does not hold any more, and the decision of today.
     Stale(Flow, Decision),
+    /// A flow that was removed, but the table could not let go of it then.
+    Dead(Flow),
+    /// A flow by newer tables than ours, for as long as this turn takes.
+    Ahead,
     /// Nothing.
     Nothing,
 }
@@ -50,7 +54,7 @@ impl Poller {
         if self.wires.may_upcall(arrival.place, rate, arrival.now) {
             return self.upcall(arrival, (key, frame), view, known);
         }
-        if let Known::Stale(flow, _) = known {
+        if let Known::Stale(flow, _) | Known::Dead(flow) = known {
             // Else the next frame were translated, too, before it is seen that the budget is spent.
             self.shared.megaflows.remove(&flow);
         }
@@ -64,8 +68,14 @@ impl Poller {
         if view.snapshot.holds(&flow) {
             return Known::Flow(flow);
         }
-        self.counters.revalidated.add(1);
         let (from, to) = (flow.generation(), view.snapshot.generation);
+        if from == DEAD {
+            return Known::Dead(flow); // what it costs to decide anew is budgeted
+        }
+        if from > to {
+            return Known::Ahead;
+        }
+        self.counters.revalidated.add(1);
         let decision = self.revalidator.decide(view, key);
         let holds = is_still_so(&flow, &decision, view, &self.reader) && flow.confirm(from, to);
         // Another poller may have confirmed or amended it meanwhile: then it holds, too.
@@ -80,13 +90,15 @@ impl Poller {
     fn upcall(&mut self, arrival: Arrival, (key, frame): (&FlowKey, Frame), view: View<'_>, known: Known) {
         let begin = cycles();
         self.counters.upcalls.add(1);
+        let is_ahead = matches!(known, Known::Ahead);
         let (stale, decision) = match known {
             Known::Stale(flow, decision) => (Some(flow), decision),
-            Known::Flow(_) | Known::Nothing => (None, self.decision(view, key)),
+            Known::Dead(flow) => (Some(flow), self.decision(view, key)),
+            Known::Flow(_) | Known::Ahead | Known::Nothing => (None, self.decision(view, key)),
         };
         self.shared.changed(upcall::apply(&decision.effects, view.snapshot, frame.bytes(), view.now));
         self.shared.resolve(&decision.effects);
-        let kept = self.caches == Caches::On && decision.cacheable;
+        let kept = self.caches == Caches::On && decision.cacheable && !is_ahead;
         if let Some(flow) = stale.filter(|flow| !kept || *flow.mask() != decision.mask) {
             // With another mask the new one would not take its place, but be hidden by it.
             self.shared.megaflows.remove(&flow);

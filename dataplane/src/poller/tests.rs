@@ -6,7 +6,7 @@ use arrayvec::ArrayVec;
 use encap::field::{EtherType, MacAddr, VlanId};
 use encap::template::{Outer, Template};
 use encap::tunnel::TunnelKind;
-use flowtable::flow::Flow;
+use flowtable::flow::{Birth, Flow};
 use flowtable::id::{BridgeId, SegmentId};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -379,4 +379,57 @@ fn flows_that_the_tables_move_stay_where_they_are_and_count_on() {
     assert!(lab.switch.flows().iter().all(|flow| flows.contains(flow)));
     assert_eq!(vnis(lab.send(&frames)), [10; 20]);
     assert_eq!(lab.poller.counters().upcalls.get(), upcalls);
+}
+
+#[test]
+fn frames_do_not_wait_until_another_poller_amends_their_flows() {
+    let mut lab = Lab::new(Caches::On);
+    lab.switch.publish(numbered(0, 7));
+    let frames: Vec<_> = (50..80).map(from).collect();
+    assert_eq!(vnis(lab.send(&frames)), [7; 30]);
+    // The same flows, but not this poller's.
+    for flow in lab.switch.flows() {
+        let birth = Birth { generation: flow.generation(), pollers: 1, now: lab.now };
+        lab.poller.shared().megaflows.insert(Flow::new(&flow.key(), flow.decision(), birth));
+    }
+    let (flows, upcalls) = (lab.switch.flows(), lab.poller.counters().upcalls.get());
+    lab.switch.publish(numbered(0, 8));
+    // A stranger's is the precedent for all.
+    assert_eq!(vnis(lab.send(&[from(49)])), [8]);
+    assert_eq!(vnis(lab.send(&frames)), [8; 30]);
+    let current = lab.poller.snapshot().generation;
+    assert!(flows.iter().all(|flow| flow.generation() != current), "{flows:?}");
+    assert_eq!(flows.iter().map(|flow| flow.totals().frames).sum::<u64>(), 30);
+    assert_eq!(lab.poller.counters().upcalls.get(), upcalls + 1);
+    assert!(lab.switch.ledger().balances());
+}
+
+#[test]
+fn who_is_over_budget_has_no_dead_flow_decided_anew() {
+    let mut lab = Lab::new(Caches::On);
+    lab.switch.publish(numbered(1, 7));
+    assert_eq!(vnis(lab.send(&[from(50)])), [7]);
+    // Removed, but the table could not let go of it.
+    lab.switch.flows().iter().for_each(Flow::kill);
+    let translated = lab.poller.counters().revalidated.get();
+    assert_eq!(vnis(lab.send(&[from(50)])), [] as [u8; 0]);
+    assert_eq!(lab.dropped(WIRE, DropReason::UpcallBudget), 1);
+    assert_eq!(lab.poller.counters().revalidated.get(), translated);
+    lab.now = lab.now + Duration::from_secs(2);
+    assert_eq!(vnis(lab.send(&[from(50)])), [7], "when it may");
+    assert_eq!(lab.switch.flows().len(), 1);
+}
+
+#[test]
+fn a_flow_by_newer_tables_is_left_alone() {
+    let mut lab = Lab::new(Caches::On);
+    lab.switch.publish(numbered(0, 7));
+    assert_eq!(vnis(lab.send(&[from(50)])), [7]);
+    let [flow] = &lab.switch.flows()[..] else { panic!("one flow") };
+    let current = flow.generation();
+    // As another poller does that has them already.
+    assert!(flow.confirm(current, current + 1));
+    assert_eq!(vnis(lab.send(&[from(50)])), [7]);
+    assert_eq!(flow.generation(), current + 1);
+    assert!(lab.switch.flows().contains(flow), "nor is there another in its place");
 }

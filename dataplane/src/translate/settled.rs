@@ -5,10 +5,14 @@
 //! station is looked for once then, and not with each flow: bench `mapping`, `renumber-all`. What is remembered of a station lies in one cache
 //! line. Where there are more stations than room, or somebody learns all the time, it costs what looking costs.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
 use encap::field::MacAddr;
 use flowtable::action::Effect;
 use flowtable::list::List;
 use flowtable::prefetch;
+use flowtable::time::Instant;
 
 use super::View;
 use super::precedent::spread;
@@ -18,6 +22,8 @@ use crate::revalidate::is_known_learning;
 const MOST: usize = 4096;
 /// Things that share a line.
 const WAYS: usize = 4;
+/// How much older what is learned may seem than it is: nothing beside its age.
+const SLACK: Duration = Duration::from_millis(250);
 
 /// Something that was found out at a moment. None is the moment zero.
 #[derive(Debug, Default)]
@@ -50,11 +56,22 @@ impl<T: Default> Memory<T> {
         self.0.get(Self::index(hash)).into_iter().for_each(|set| prefetch(set));
     }
 
-    /// What was found out at this moment, and `is` it.
+    /// What was found out at this moment, and `is` it. All are looked at, whichever it is: nobody guesses which, and a wrong guess takes
+    /// more time.
     #[inline]
     fn get(&self, (hash, moment): (u64, u32), is: impl Fn(&T) -> bool) -> Option<&T> {
         let Set(ways) = self.0.get(Self::index(hash))?;
-        ways.iter().find(|found| found.moment == moment && is(&found.it)).map(|found| &found.it)
+        let at = ways
+            .iter()
+            .zip(0..)
+            .fold(WAYS, |at, (found, way)| if (found.moment == moment) & is(&found.it) { way } else { at });
+        ways.get(at).map(|found| &found.it)
+    }
+
+    /// The same, to be changed.
+    fn get_mut(&mut self, (hash, moment): (u64, u32), is: impl Fn(&T) -> bool) -> Option<&mut T> {
+        let Set(ways) = self.0.get_mut(Self::index(hash))?;
+        ways.iter_mut().find(|found| found.moment == moment && is(&found.it)).map(|found| &mut found.it)
     }
 
     /// Remembers, in the place of something older if there is any.
@@ -68,9 +85,9 @@ impl<T: Default> Memory<T> {
 
 /// A precedent: where it is, and its number, as another may come there.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Which {
-    pub number: u32,
-    pub at: u16,
+pub struct Which {
+    pub(super) number: u32,
+    pub(super) at: u16,
 }
 
 /// The precedent for frames to somebody, in few bytes.
@@ -86,20 +103,33 @@ struct Receiver {
 pub(super) struct Settled {
     moment: u32,
     receivers: Memory<Receiver>,
-    taught: Memory<Option<List<Effect>>>,
+    /// What lists are marked with of which all is known: no other poller's, and no other moment's.
+    mark: u64,
+    refreshed: Memory<Refreshed>,
 }
 
-const _: () = assert!(size_of::<Set<Receiver>>() == 64 && size_of::<Set<Option<List<Effect>>>>() == 64);
+/// Until when what these effects teach was kept young.
+#[derive(Debug, Default)]
+struct Refreshed {
+    effects: Option<List<Effect>>,
+    used: Instant,
+}
+
+const _: () = assert!(size_of::<Set<Receiver>>() == 64);
+
+/// Marks that were given.
+static MARKS: AtomicU64 = AtomicU64::new(1);
 
 impl Default for Settled {
     fn default() -> Self {
-        Settled { moment: 1, receivers: Memory::default(), taught: Memory::default() }
+        Settled { moment: 1, receivers: Memory::default(), mark: mark(), refreshed: Memory::default() }
     }
 }
 
 impl Settled {
     /// What was found out holds no more.
     pub fn forget(&mut self) {
+        self.mark = mark();
         self.moment = self.moment.checked_add(1).unwrap_or_else(|| {
             *self = Settled::default();
             self.moment
@@ -109,10 +139,7 @@ impl Settled {
     /// Asks for the memory that the questions about a flow take.
     pub fn prefetch(&self, (receiver, kind): (MacAddr, u64), effects: Option<&List<Effect>>) {
         self.receivers.prefetch(to(receiver, kind));
-        if let Some(effects) = effects {
-            self.taught.prefetch(address(effects));
-            prefetch(effects.as_ptr());
-        }
+        effects.into_iter().for_each(|effects| prefetch(effects.mark()));
     }
 
     /// The precedent for frames of some kind to this receiver.
@@ -130,19 +157,38 @@ impl Settled {
 
     /// Is what a flow teaches known, and all of it where stations live?
     #[inline]
-    pub fn is_known(&mut self, view: View<'_>, effects: Option<&List<Effect>>) -> bool {
+    pub fn is_known(&self, view: View<'_>, effects: Option<&List<Effect>>) -> bool {
         let Some(effects) = effects else { return true };
-        let at = (address(effects), self.moment);
-        let is = |known: &Option<List<Effect>>| known.as_ref().is_some_and(|known| known.is_same(effects));
-        if self.taught.get(at, is).is_some() {
+        if effects.mark().load(Ordering::Relaxed) == self.mark {
             return true;
         }
         let known = effects.iter().all(|effect| is_known_learning(effect, view));
         if known {
-            self.taught.put(at, Some(effects.clone()));
+            effects.mark().store(self.mark, Ordering::Relaxed);
         }
         known
     }
+
+    /// Was what a flow teaches, which was used then, kept young by another that was used hardly earlier? If not, it is to be, now.
+    pub fn is_refreshed(&mut self, effects: &List<Effect>, used: Instant) -> bool {
+        let at = (address(effects), self.moment);
+        let is = |known: &Refreshed| known.effects.as_ref().is_some_and(|known| known.is_same(effects));
+        match self.refreshed.get_mut(at, is) {
+            Some(known) if used.since(known.used) < SLACK => true,
+            Some(known) => {
+                known.used = used;
+                false
+            }
+            None => {
+                self.refreshed.put(at, Refreshed { effects: Some(effects.clone()), used });
+                false
+            }
+        }
+    }
+}
+
+fn mark() -> u64 {
+    MARKS.fetch_add(1, Ordering::Relaxed)
 }
 
 fn to(receiver: MacAddr, kind: u64) -> u64 {
@@ -179,6 +225,24 @@ mod tests {
             settled.forget();
             assert_eq!(settled.precedent(a), None);
         }
+    }
+
+    #[test]
+    fn what_was_used_later_is_kept_young_again() {
+        let mut settled = Settled::default();
+        let [a, b] = [1, 2].map(|n| {
+            let address = std::net::IpAddr::from([192, 0, 2, n]);
+            List::from([Effect::Resolve { endpoint: flowtable::id::PortId(1), address }])
+        });
+        let at = |n: u32| Instant::ZERO + SLACK * n;
+        let mut ask = |effects: &List<Effect>, used| settled.is_refreshed(effects, at(used));
+        assert_eq!(
+            [ask(&a, 5), ask(&b, 3), ask(&a, 4), ask(&a, 5), ask(&b, 4)],
+            [false, false, true, true, false]
+        );
+        assert_eq!([ask(&a, 7), ask(&a, 6)], [false, true]);
+        settled.forget();
+        assert!(!settled.is_refreshed(&a, Instant::ZERO));
     }
 
     #[test]

@@ -56,6 +56,16 @@ impl Course {
         unsafe { &*std::ptr::from_ref(self.list().deref().deref()) }
     }
 
+    /// The list's kind.
+    ///
+    /// # Safety
+    /// As for [`Course::actions`], for as long as this takes.
+    #[inline]
+    pub(super) unsafe fn kind(&self) -> u64 {
+        // SAFETY: the caller's promise.
+        unsafe { self.list() }.kind()
+    }
+
     /// A share of the list.
     ///
     /// # Safety

@@ -107,3 +107,11 @@ fn what_was_never_used_was_last_used_when_it_was_made() {
     flow.stats(2).add(1, 60, 0, later);
     assert_eq!((flow.last_use(), flow.totals().used), (later, Some(later)));
 }
+
+#[test]
+fn nobody_confirms_a_flow_for_older_tables() {
+    let flow = Flow::new(&FlowKey::default(), decision(Mask::EXACT, &[Action::PopVlan]), birth(1));
+    assert!(flow.confirm(1, 1) && flow.confirm(1, 3));
+    assert!(!flow.confirm(3, 2));
+    assert_eq!(flow.generation(), 3);
+}

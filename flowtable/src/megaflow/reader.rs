@@ -97,6 +97,13 @@ impl Reader {
         flow.read(&self.member)
     }
 
+    /// For flows of what [kind](List::kind) the list is by which a flow of this table goes: a flow's never becomes another, but
+    /// zero, for any.
+    #[inline]
+    pub fn kind(&self, flow: &Flow) -> u64 {
+        flow.kind(&self.member)
+    }
+
     /// What a flow of this table, which was of this [generation](Flow::generation) when the caller looked, does by the tables of
     /// it; `None` if it is not of this generation any more. Who has not looked before may get what it did by the one before.
     #[inline]

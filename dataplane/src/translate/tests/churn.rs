@@ -339,7 +339,13 @@ impl Cache {
 
 /// Amends a flow by what is there already, or else by what is decided today.
 fn amend(by: &mut By<'_>, view: View<'_>, flow: &Flow, today: &Decision) -> bool {
-    by.precedent(view, flow, &flow.key()) || by.decision(view, (flow, flow.generation()), today)
+    let key = flow.key();
+    let followed = by.precedent(view, (flow, by.reader.kind(flow)), &key);
+    if let Some(which) = followed {
+        assert_eq!(by.precedents.actions(which), Some(&*today.actions), "{flow:?}");
+    }
+    followed.is_some_and(|which| by.follow(view, (flow, &key), which))
+        || by.decision(view, (flow, flow.generation()), today)
 }
 
 /// What a poller decides, which must not differ by what it decided before; nor for another pair of stations, taken by turns.

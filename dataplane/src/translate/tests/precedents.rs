@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use encap::field::{EtherType, MacAddr};
 use flowtable::field::Field;
+use flowtable::flow::Birth;
 use flowtable::id::{BridgeId, PortId, SegmentId};
 use flowtable::key::FlowKey;
 
@@ -130,4 +131,56 @@ fn what_was_asked_in_vain_takes_room_too() {
         assert_eq!(flood, translate(lab.view(), &key, &mut Silent));
     }
     assert!((1..8192 / 200 + 1).contains(&precedents.count()));
+}
+
+/// What a flow does; the kind that its list is of.
+fn kind(precedents: &mut Precedents, lab: &Lab, key: FlowKey) -> u64 {
+    precedents.decide(lab.view(), &key).actions.kind()
+}
+
+#[test]
+fn flows_are_of_a_kind_if_only_stations_and_tables_tell_them_apart() {
+    let (mut lab, mut precedents) = (taught(), Precedents::default());
+    let key = between(lab.key(&format!("in_port=vm1,{TO_2}")), (30, 10));
+    let ours = kind(&mut precedents, &lab, key);
+    assert_ne!(ours, 0);
+    for pair in [(31, 10), (30, 11), (33, 20)] {
+        assert_eq!(kind(&mut precedents, &lab, between(key, pair)), ours, "{pair:?}");
+    }
+    let ip = key.with(Field::EthType, EtherType::IPV4);
+    let others = [ip, ip.with(Field::IpEcn, 1u8), between(lab.key(&format!("in_port=vm3,{TO_2}")), (30, 10))];
+    for other in others {
+        assert_ne!(kind(&mut precedents, &lab, other), ours);
+    }
+    lab.change(|draft| draft.entry("vm3").mtu = 1400);
+    assert_eq!(kind(&mut precedents, &lab, key), ours, "whatever the tables");
+    let all = between(key, (30, 0)).with(Field::EthDst, MacAddr([0xff; 6]));
+    assert_eq!(kind(&mut precedents, &lab, all), 0, "not by a precedent");
+    lab.change(|draft| drop(draft.underlay.endpoints.remove(&PortId(1))));
+    assert_ne!(kind(&mut precedents, &lab, key), ours, "somebody may be special who was not");
+}
+
+#[test]
+fn who_sends_ever_new_kinds_of_frames_has_few_lists_of_a_kind() {
+    let (lab, mut precedents) = (taught(), Precedents::default());
+    let key = between(lab.key(&format!("in_port=vm1,{TO_2}")), (30, 10));
+    let keys = (0x9000..0x9fff).map(|n| key.with(Field::EthType, EtherType(n)));
+    let of_kinds = keys.filter(|key| kind(&mut precedents, &lab, *key) != 0).count();
+    assert!((1000..=2048).contains(&of_kinds), "{of_kinds}");
+}
+
+#[test]
+fn nothing_is_translated_to_find_what_a_flow_follows() {
+    let (mut lab, mut precedents) = (taught(), Precedents::default());
+    let key = between(lab.key(&format!("in_port=vm1,{TO_2}")), (30, 10));
+    let decision = precedents.decide(lab.view(), &key);
+    let birth = Birth { generation: lab.snapshot.generation, pollers: 1, now: lab.now };
+    let flow = precedents.flow(&key, decision.clone(), birth);
+    lab.change(|draft| draft.entry("vm1").mtu = 1400);
+    let kind = decision.actions.kind();
+    assert_eq!(precedents.followed(lab.view(), (&flow, kind), &key), None, "there is no precedent yet");
+    assert_eq!(precedents.count(), 0);
+    let today = precedents.decide(lab.view(), &key);
+    let which = precedents.followed(lab.view(), (&flow, kind), &key).unwrap();
+    assert_eq!(precedents.actions(which), Some(&*today.actions));
 }

@@ -43,8 +43,8 @@ static ALLOCATOR: arenas::Arenas = arenas::Arenas;
 /// Flows each way between two ports: several for every batch. A square: each station that is spoken to speaks, so none is
 /// looked for by a flood.
 const FLOWS: u32 = 64;
-/// Turns of each poller until its caches know all.
-const WARM: usize = 20;
+/// Turns of each poller until its caches know all and the round that looks all flows over, a few a turn, is through.
+const WARM: usize = 100;
 /// Turns of each poller that are looked at: one of 64 is measured by its stopwatch.
 const TURNS: usize = 70;
 /// Bytes of a cache line.

@@ -185,6 +185,12 @@ impl FramePool {
         self.free_small.len() > self.config.small as usize / 4
     }
 
+    /// Is hardly any small chunk in the shared list, less than a sixteenth? Then who has some takes no more.
+    #[inline]
+    pub fn is_scarce(&self) -> bool {
+        self.free_small.len() < self.config.small as usize / 16
+    }
+
     /// Chunks in the shared lists now (small, big); those in thread caches are not among them.
     pub fn available(&self) -> (usize, usize) {
         (self.free_small.len(), self.free_big.count())

@@ -361,6 +361,9 @@ fn insert(flow: &Flow, shared: &Shared) -> bool {
 /// that does has another mask.
 fn recheck(flow: &Flow, view: View<'_>, mut by: By<'_>) -> Verdict {
     let (key, from) = (flow.key(), flow.generation());
+    if from > view.snapshot.generation {
+        return Verdict::Keep; // another poller has newer tables already
+    }
     if by.reader.owns(flow)
         && let Some(which) = by.precedent(view, (flow, by.reader.kind(flow)), &key)
         && by.follow(view, (flow, &key), which)

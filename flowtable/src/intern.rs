@@ -21,7 +21,7 @@ use crate::mask::Mask;
 /// How many lists of a kind are remembered, and masks.
 const MOST: usize = 4096;
 
-/// What lists of a kind may hold together: one that floods to a thousand hypervisors is 200 KB, and nobody may use it any more.
+/// What lists of a kind may hold together before it is looked who uses them: one that floods to a thousand hypervisors is 200 KB.
 const ITEMS: usize = 16_384;
 
 /// How many lists are known by their address.
@@ -104,11 +104,14 @@ struct Lists<T> {
     known: HashSet<List<T>>,
     /// How long all of them are together.
     items: usize,
+    /// How long they may become until it is looked which are in use: twice as long as those that were, for these take no more room
+    /// by being known.
+    limit: usize,
 }
 
 impl<T> Default for Lists<T> {
     fn default() -> Self {
-        Lists { known: HashSet::new(), items: 0 }
+        Lists { known: HashSet::new(), items: 0, limit: ITEMS }
     }
 }
 
@@ -119,7 +122,7 @@ impl<T: Hash + Eq> Lists<T> {
             return known.clone();
         }
         let list = list.into();
-        if self.known.len() >= MOST || self.items + list.len() > ITEMS {
+        if self.known.len() >= MOST || self.items + list.len() > self.limit {
             self.forget();
         }
         self.items += list.len();
@@ -127,13 +130,14 @@ impl<T: Hash + Eq> Lists<T> {
         list
     }
 
-    /// Makes room: what nobody uses any more goes; if that is not half, all do, and are shared no further.
+    /// Makes room: what nobody uses any more goes; if that is not half of the lists, all do, and are shared no further.
     fn forget(&mut self) {
         self.known.retain(List::is_shared);
-        self.items = self.known.iter().map(|list| list.len()).sum();
-        if self.known.len() > MOST / 2 || self.items > ITEMS / 2 {
-            *self = Lists::default();
+        if self.known.len() > MOST / 2 {
+            self.known.clear();
         }
+        self.items = self.known.iter().map(|list| list.len()).sum();
+        self.limit = ITEMS.max(2 * self.items);
     }
 }
 
@@ -191,6 +195,14 @@ mod tests {
             assert!(lists.known.iter().map(|list| list.len()).sum::<usize>() <= ITEMS);
         }
         assert!(used.is_same(&lists.share(long(0))));
+    }
+
+    #[test]
+    fn long_lists_in_use_stay_shared() {
+        let mut lists = Lists::<Action>::default();
+        let long = |n: u32| (n..n + 1000).map(|n| Action::Output(PortId(n))).collect::<Vec<_>>();
+        let used: Vec<_> = (0..40).map(|n| lists.share(long(n))).collect();
+        assert!(used.iter().zip(0..).all(|(used, n)| used.is_same(&lists.share(long(n)))));
     }
 
     #[test]

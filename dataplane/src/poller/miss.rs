@@ -45,9 +45,12 @@ impl Poller {
             known => known,
         };
         // Nobody pays for the operator's change of a flow that is there.
-        if let Known::Stale(flow, today) = &known
-            && is_moved_by_tables(flow, today, view)
-        {
+        let is_free = match &known {
+            Known::Stale(flow, today) => is_moved_by_tables(flow, today, view),
+            Known::Ahead => true,
+            _ => false,
+        };
+        if is_free {
             return self.upcall(arrival, (key, frame), view, known);
         }
         let rate = snapshot.tables.port(arrival.port).map_or(0, |p| p.upcall_rate);

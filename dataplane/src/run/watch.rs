@@ -80,15 +80,17 @@ impl Watch {
         let (always, rings, calls) = Default::default();
         let version = poller.wires.version();
         let mut watch = Watch { epoll, always, rings, calls, watched: 0, looked: now, idle, version };
-        // Nobody has settled these.
-        for place in poller.wires.roused.drain(..) {
-            poller.wires.queues[place].iter_mut().for_each(Queue::disarm);
+        let wires = &mut poller.wires;
+        // Nobody has settled these. Until it is sure that there is a watch they are asked in every turn.
+        for &place in &wires.roused {
+            wires.queues[place].iter_mut().for_each(Queue::disarm);
         }
-        for (place, queue) in poller.wires.queues.iter_mut().enumerate() {
+        for (place, queue) in wires.queues.iter_mut().enumerate() {
             if let Some(queue) = queue.as_mut().filter(|q| q.up) {
                 watch.add(place, queue, now)?;
             }
         }
+        wires.roused.clear();
         Ok(watch)
     }
 

@@ -108,10 +108,11 @@ pub(super) struct Settled {
     refreshed: Memory<Refreshed>,
 }
 
-/// Until when what these effects teach was kept young.
+/// Until when what a list of effects teaches was kept young. The list is known by where it lies, and not kept: of another that
+/// comes to lie there this holds wrongly for [`SLACK`] at most.
 #[derive(Debug, Default)]
 struct Refreshed {
-    effects: Option<List<Effect>>,
+    address: u64,
     used: Instant,
 }
 
@@ -172,7 +173,7 @@ impl Settled {
     /// Was what a flow teaches, which was used then, kept young by another that was used hardly earlier? If not, it is to be, now.
     pub fn is_refreshed(&mut self, effects: &List<Effect>, used: Instant) -> bool {
         let at = (address(effects), self.moment);
-        let is = |known: &Refreshed| known.effects.as_ref().is_some_and(|known| known.is_same(effects));
+        let is = |known: &Refreshed| known.address == at.0;
         match self.refreshed.get_mut(at, is) {
             Some(known) if used.since(known.used) < SLACK => true,
             Some(known) => {
@@ -180,7 +181,7 @@ impl Settled {
                 false
             }
             None => {
-                self.refreshed.put(at, Refreshed { effects: Some(effects.clone()), used });
+                self.refreshed.put(at, Refreshed { address: at.0, used });
                 false
             }
         }

@@ -97,7 +97,7 @@ impl Reader {
         flow.read(&self.member)
     }
 
-    /// For flows of what [kind](List::kind) the list is by which a flow of this table goes: a flow's never becomes another, but
+    /// For flows of what [kind](List::kind) the list is by which a flow of this table goes: of one that the flow is of for ever, or
     /// zero, for any.
     #[inline]
     pub fn kind(&self, flow: &Flow) -> u64 {

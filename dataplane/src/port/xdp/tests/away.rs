@@ -135,3 +135,19 @@ fn a_pool_that_has_no_plenty_is_not_drained() {
         pair.close();
     });
 }
+
+#[test]
+fn a_newcomer_leaves_the_last_of_a_pool_to_others() {
+    as_root(|| {
+        let pool = FramePool::new(PoolConfig { small: 4096, big: 16, memory: Memory::Umem }).unwrap();
+        let mut other = FrameCache::new(pool.clone());
+        let taken: Vec<Frame> = (0..3800).map(|_| other.alloc().unwrap()).collect();
+        let mut pair = Pair::new(&pool);
+        assert_eq!((pair.comes(128), pair.lost(), pair.goes()), (64, 64, 64));
+        taken.into_iter().for_each(|frame| other.free(frame));
+        drop(other);
+        pair.goes();
+        assert_eq!((pair.comes(128), pair.goes()), (128, 128));
+        pair.close();
+    });
+}

@@ -1,6 +1,7 @@
 //! Frames out of tunnels, and questions for the underlay: one bridge with a wire, an endpoint and a VXLAN port.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::ops::Range;
 
 use arrayvec::ArrayVec;
 use encap::field::{EtherType, MacAddr, VlanId};
@@ -342,12 +343,18 @@ fn vnis(frames: Vec<Vec<u8>>) -> Vec<u8> {
     frames.iter().map(|frame| frame[48]).collect()
 }
 
+/// A switch with a flow for each of these senders, whose frames leave with number 7.
+fn acquainted(upcall_rate: u32, senders: Range<u8>) -> (Lab, Vec<Vec<u8>>) {
+    let mut lab = Lab::new(Caches::On);
+    lab.switch.publish(numbered(upcall_rate, 7));
+    let frames: Vec<_> = senders.map(from).collect();
+    assert_eq!(vnis(lab.send(&frames)), vec![7; frames.len()]);
+    (lab, frames)
+}
+
 #[test]
 fn flows_that_the_operator_changes_cost_nobody_his_upcalls() {
-    let mut lab = Lab::new(Caches::On);
-    lab.switch.publish(numbered(0, 7));
-    let frames: Vec<_> = (50..70).map(from).collect();
-    assert_eq!(vnis(lab.send(&frames)), [7; 20]);
+    let (mut lab, frames) = acquainted(0, 50..70);
     lab.switch.publish(numbered(1, 8));
     assert_eq!(vnis(lab.send(&frames)), [8; 20]);
     let strangers: Vec<_> = (70..90).map(from).collect();
@@ -357,10 +364,7 @@ fn flows_that_the_operator_changes_cost_nobody_his_upcalls() {
 
 #[test]
 fn flows_that_the_tables_move_stay_where_they_are_and_count_on() {
-    let mut lab = Lab::new(Caches::On);
-    lab.switch.publish(numbered(0, 7));
-    let frames: Vec<_> = (50..70).map(from).collect();
-    assert_eq!(vnis(lab.send(&frames)), [7; 20]);
+    let (mut lab, frames) = acquainted(0, 50..70);
     let (flows, upcalls) = (lab.switch.flows(), lab.poller.counters().upcalls.get());
     assert_eq!(flows.len(), 20);
     for round in 1..4 {
@@ -383,10 +387,7 @@ fn flows_that_the_tables_move_stay_where_they_are_and_count_on() {
 
 #[test]
 fn frames_do_not_wait_until_another_poller_amends_their_flows() {
-    let mut lab = Lab::new(Caches::On);
-    lab.switch.publish(numbered(0, 7));
-    let frames: Vec<_> = (50..80).map(from).collect();
-    assert_eq!(vnis(lab.send(&frames)), [7; 30]);
+    let (mut lab, frames) = acquainted(0, 50..80);
     // The same flows, but not this poller's.
     for flow in lab.switch.flows() {
         let birth = Birth { generation: flow.generation(), pollers: 1, now: lab.now };
@@ -406,9 +407,7 @@ fn frames_do_not_wait_until_another_poller_amends_their_flows() {
 
 #[test]
 fn who_is_over_budget_has_no_dead_flow_decided_anew() {
-    let mut lab = Lab::new(Caches::On);
-    lab.switch.publish(numbered(1, 7));
-    assert_eq!(vnis(lab.send(&[from(50)])), [7]);
+    let (mut lab, _) = acquainted(1, 50..51);
     // Removed, but the table could not let go of it.
     lab.switch.flows().iter().for_each(Flow::kill);
     let translated = lab.poller.counters().revalidated.get();
@@ -422,9 +421,7 @@ fn who_is_over_budget_has_no_dead_flow_decided_anew() {
 
 #[test]
 fn a_flow_by_newer_tables_is_left_alone() {
-    let mut lab = Lab::new(Caches::On);
-    lab.switch.publish(numbered(1, 7));
-    assert_eq!(vnis(lab.send(&[from(50)])), [7]);
+    let (mut lab, _) = acquainted(1, 50..51);
     let [flow] = &lab.switch.flows()[..] else { panic!("one flow") };
     let current = flow.generation();
     // As another poller does that has them already. That costs the port nothing, which may have no other flow now.

@@ -43,8 +43,6 @@ use super::{Counters, Offloads, Port, PortError, Readiness, Sent, vnet};
 use crate::batch::Batch;
 use crate::frame::{Frame, FrameCache, HEADROOM, SMALL};
 
-#[cfg(test)]
-mod away;
 mod inward;
 mod outward;
 mod slots;

@@ -3,10 +3,10 @@
 //! A poller amends only what it installed. What is learned while it does so it is told of, and looks at all of these again.
 //!
 //! The frame that comes first has to wait for it, whatever the pace of the background: with a million flows in turn that is every
-//! frame for the first tenth of a second. In that forwarding falls by a third, and by 5 to 10 % in all of the round; with another look at all
+//! frame for the first tenth of a second. In that forwarding falls by a third, and by 2 to 9 % in all of the round; with another look at all
 //! that a flow has in common with its precedent, instead of at its kind, it was a half, and a quarter (bench `mapping`, `renumber-all`). To amend few
-//! flows at sight, and have frames go by the precedent until the background comes, makes the dip hardly less deep but seven times as
-//! long. A frame that meets another poller's flow does that.
+//! flows at sight, and have frames go by the precedent until the background comes, makes the dip hardly less deep but
+//! longer. A frame that meets another poller's flow does that.
 
 use flowtable::flow::{Amendment, DEAD, Decision, Flow};
 use flowtable::key::FlowKey;
@@ -26,8 +26,8 @@ pub struct By<'a> {
 
 impl By<'_> {
     /// The precedent that a flow of an older generation, and of the frame with this key, follows today, if the tables alone moved it
-    /// and there is one. Cost: two lookups in what was settled; where that does not suffice, comparing some words, a lookup for each
-    /// station, or a translation.
+    /// and there is one. Cost: two lookups in what was settled; where that does not suffice, comparing some words, and a lookup for each
+    /// station.
     #[inline]
     pub fn precedent(&mut self, view: View<'_>, (flow, kind): (&Flow, u64), key: &FlowKey) -> Option<Which> {
         let (from, to) = (flow.generation(), view.snapshot.generation);

@@ -11,6 +11,7 @@ use crate::frame::FramePool;
 use crate::port::memory::Delivered;
 use crate::port::rig::{self, EXPERIMENTAL, RawSocket, conforms, in_namespace, ip, numbered, pool, wait};
 
+mod away;
 mod stuck;
 
 /// A cable between `near` and `far`, both up.

@@ -79,6 +79,24 @@ impl Side {
     }
 }
 
+/// Frames of a pool that somebody else has.
+struct Hoard {
+    frames: FrameCache,
+    taken: Vec<Frame>,
+}
+
+impl Hoard {
+    fn of(pool: &Arc<FramePool>, count: usize) -> Hoard {
+        let mut frames = FrameCache::new(pool.clone());
+        let taken = (0..count).map(|_| frames.alloc().unwrap()).collect();
+        Hoard { frames, taken }
+    }
+
+    fn give_back(mut self) {
+        self.taken.into_iter().for_each(|frame| self.frames.free(frame));
+    }
+}
+
 #[test]
 fn all_that_comes_while_nobody_asks_leaves_later() {
     as_root(|| {
@@ -118,15 +136,13 @@ fn a_pool_that_has_no_plenty_is_not_drained() {
     as_root(|| {
         let pool = FramePool::new(PoolConfig { small: 4096, big: 16, memory: Memory::Umem }).unwrap();
         let mut pair = Pair::new(&pool);
-        let mut other = FrameCache::new(pool.clone());
-        let taken: Vec<Frame> = (0..3000).map(|_| other.alloc().unwrap()).collect();
+        let others = Hoard::of(&pool, 3000);
         for _ in 0..4 {
             assert_eq!((pair.comes(128), pair.goes()), (128, 128));
         }
         assert!(pair.comes(256) < 256, "more than the share of a pool that others need");
         pair.goes();
-        taken.into_iter().for_each(|frame| other.free(frame));
-        drop(other);
+        others.give_back();
         for _ in 0..4 {
             pair.comes(128);
             pair.goes();
@@ -140,12 +156,10 @@ fn a_pool_that_has_no_plenty_is_not_drained() {
 fn a_newcomer_leaves_the_last_of_a_pool_to_others() {
     as_root(|| {
         let pool = FramePool::new(PoolConfig { small: 4096, big: 16, memory: Memory::Umem }).unwrap();
-        let mut other = FrameCache::new(pool.clone());
-        let taken: Vec<Frame> = (0..3800).map(|_| other.alloc().unwrap()).collect();
+        let others = Hoard::of(&pool, 3800);
         let mut pair = Pair::new(&pool);
         assert_eq!((pair.comes(128), pair.lost(), pair.goes()), (64, 64, 64));
-        taken.into_iter().for_each(|frame| other.free(frame));
-        drop(other);
+        others.give_back();
         pair.goes();
         assert_eq!((pair.comes(128), pair.goes()), (128, 128));
         pair.close();

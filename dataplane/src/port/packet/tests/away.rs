@@ -1,7 +1,7 @@
 //! What a queue holds while nobody asks it: frames that come while its poller is away, and leave once it is back.
 
 use super::*;
-use crate::port::rig::{FarSide, RawSocket, in_namespace, ip, numbered, pool, wait};
+use crate::port::rig::FarSide;
 
 /// So many frames come while nobody asks; how many of them are there then.
 fn comes(port: &PacketPort, far: &RawSocket, count: u16) -> usize {
@@ -45,7 +45,7 @@ fn all_that_comes_while_nobody_asks_leaves_later() {
             ip(&format!("link add near{n} type veth peer name far{n}"));
             ["near", "far"].iter().for_each(|end| ip(&format!("link set {end}{n} up")));
         }
-        let [mut near, mut away] = ["near1", "near2"].map(|name| open(name, 1).unwrap().pop().unwrap());
+        let [mut near, mut away] = ["near1", "near2"].map(one);
         let [from, mut to] = ["far1", "far2"].map(RawSocket::open);
         for count in [512, 64, 512] {
             assert_eq!(comes(&near, &from, count), usize::from(count));

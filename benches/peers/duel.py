@@ -14,9 +14,13 @@ from pathlib import Path
 
 from . import frames
 from .frames import Traffic
-from .jobs import Failed, Room
+from .jobs import Failed, Room, compiled, run
 from .machine import Cores, before_others
 from .stats import Figure, Sample, Samples
+
+
+CROSSING = ("guests", "machines", "wires")
+"""Groups of cases whose frames go from one core to the other."""
 
 
 @dataclass
@@ -126,16 +130,23 @@ def attempt(bench: Bench, case: Case, contestant: Contestant, act) -> bool | Non
         return None
 
 
+def core_to_core(bench: Bench) -> float:
+    """Latency between both cores now, in nanoseconds."""
+    return float(run(compiled(bench.dir, "core_to_core"), bench.cores.generator, bench.cores.switch))
+
+
 def turn(bench: Bench, case: Case, contestant: Contestant, number: int) -> None:
     """Its windows of one round."""
     with before_others():
+        before = core_to_core(bench)
         contestant.resume()
         try:
             found = contestant.measure(bench.windows, bench.seconds)
         finally:
             contestant.pause()
+        times = (before, core_to_core(bench)) if case.group in CROSSING else None
     for window, figures in enumerate(found):
         for figure, value in figures.items():
-            bench.samples.append(Sample(case.name, contestant.name, number, window, figure, value))
+            bench.samples.append(Sample(case.name, contestant.name, number, window, figure, value, times))
     values = " ".join(f"{figures[case.figure]:.4g}" for figures in found if case.figure in figures)
     say(f"  round {number + 1} {contestant.name}: {values} {case.figure.unit}")

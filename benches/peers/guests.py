@@ -7,12 +7,11 @@ from dataclasses import dataclass
 
 from . import frames, sluice, testpmd
 from .duel import Bench, Case, Contestant
-from .jobs import Room, run, wait_for
+from .jobs import Room, compiled, run, wait_for
 from .net import Namespace
 from .ovs import Huge, Ovs
 from .sluice import SELDOM_PPS, SELDOM_SECONDS
 from .stats import GOODPUT, LATENCY, P50, P99, RATE, Figure
-from .switches import compiled
 
 OVS_MIB = 1024
 """It asks for 262,144 buffers, and takes what there is."""
@@ -177,7 +176,7 @@ class Kick(Contestant):
 
     def start(self) -> None:
         self.room = Room("wake")
-        self.program = compiled(self.bench, "wake")
+        self.program = compiled(self.bench.dir, "wake")
 
     def measure(self, windows: int, seconds: float) -> list[dict[Figure, float]]:
         cores = self.bench.cores

@@ -18,6 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+HERE = Path(__file__).parent
 PR_SET_PDEATHSIG = 1
 LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -65,6 +66,14 @@ def run(*argv: object, timeout: float = 60) -> str:
     if child.returncode:
         raise Failed(f"{' '.join(words)[:200]}: {(wrong or said).strip()[-600:]}")
     return said
+
+
+def compiled(out: Path, name: str) -> Path:
+    """A program of ours in C, compiled into a directory, once."""
+    program = out / name
+    if not program.exists():
+        run("clang", "-O2", "-pthread", "-o", program, HERE / f"{name}.c")
+    return program
 
 
 @dataclass

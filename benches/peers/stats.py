@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from enum import Enum
 from statistics import median
 
 
@@ -51,6 +52,8 @@ class Sample:
     window: int
     figure: Figure
     value: float
+    core_to_core: tuple[float, float] | None = None
+    """Latency between both cores before and after the turn, in nanoseconds; None: no matter."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,14 @@ def compare(figure: Figure, ours: dict[int, list[float]], theirs: dict[int, list
     return Ratio(median(ratios), min(ratios), max(ratios), figure.advantage(*bests))
 
 
+class Distance(Enum):
+    """How far apart the two cores were in a turn: where a hypervisor runs virtual ones is its own affair, and changes."""
+
+    NEAR = "near"
+    """As near as they ever were, or at most twice as far: they share a cache."""
+    FAR = "far"
+
+
 def number(value: float) -> str:
     """For people: three digits that count."""
     if math.isinf(value):
@@ -108,6 +119,21 @@ class Samples(list):
 
     def figures(self, case: str) -> list[Figure]:
         return list(dict.fromkeys(s.figure for s in self if s.case == case))
+
+    def distances(self) -> list[Distance | None]:
+        """Of each sample; None: they were moved meanwhile, or it does not matter."""
+        nearest = min((t for s in self if s.core_to_core for t in s.core_to_core), default=0.0)
+
+        def distance(times: tuple[float, float] | None) -> Distance | None:
+            if times is None or min(times) <= 2 * nearest < max(times):
+                return None
+            return Distance.NEAR if max(times) <= 2 * nearest else Distance.FAR
+
+        return [distance(s.core_to_core) for s in self]
+
+    def at(self, distance: Distance) -> Samples:
+        """Those of turns in which the cores were so far apart."""
+        return Samples(s for s, found in zip(self, self.distances()) if found is distance)
 
     def by_round(self, case: str, contestant: str, figure: Figure) -> dict[int, list[float]]:
         rounds: dict[int, list[float]] = {}

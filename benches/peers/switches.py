@@ -7,12 +7,11 @@ from pathlib import Path
 
 from . import frames, sluice, testpmd
 from .duel import Bench
-from .jobs import Failed, Job, Place, Room, run, wait_for
+from .jobs import Failed, Job, Place, Room, compiled, wait_for
 from .machine import URGENT, named
 from .net import Namespace, appears
 from .ovs import Ovs
 
-HERE = Path(__file__).parent
 PORTS = ("s0", "s1")
 TAPS = ("g0", "k0")
 """Interfaces that a switch makes itself."""
@@ -31,13 +30,6 @@ class Switch:
     def start(self, bench: Bench, room: Room, netns: Namespace) -> Job | None:
         """Returns when frames pass; its process, if it has one."""
         raise NotImplementedError
-
-
-def compiled(bench: Bench, name: str) -> Path:
-    """A program of ours in C, compiled for this run."""
-    program = bench.dir / name
-    run("clang", "-O2", "-pthread", "-o", program, HERE / f"{name}.c")
-    return program
 
 
 class Wire(Switch):
@@ -156,7 +148,7 @@ class Relay(Switch):
     words = PORTS
 
     def start(self, bench: Bench, room: Room, netns: Namespace) -> Job:
-        return room.start(Place(bench.cores.switch, netns.name), compiled(bench, "relay"), *self.words)
+        return room.start(Place(bench.cores.switch, netns.name), compiled(bench.dir, "relay"), *self.words)
 
 
 class RelayTaps(Relay):
@@ -173,7 +165,7 @@ class Copier(Switch):
     ends = ("packet:s0", "packet:s1")
 
     def start(self, bench: Bench, room: Room, netns: Namespace) -> Job:
-        job = room.start(Place(bench.cores.switch, netns.name), compiled(bench, "copier"), *self.ends)
+        job = room.start(Place(bench.cores.switch, netns.name), compiled(bench.dir, "copier"), *self.ends)
         for end in self.ends:
             appears(netns, end.partition(":")[2])
         return job

@@ -11,7 +11,7 @@ from . import frames, ovs, pipeline, report
 from .duel import Bench
 from .frames import Traffic
 from .machine import Cores
-from .stats import CYCLES, RATE, Sample, compare, spread
+from .stats import CYCLES, RATE, Distance, Sample, Samples, compare, spread
 
 PERF = """\
   Rx packets:        7120864  (7114 Kpps, 365 cycles/pkt)
@@ -43,6 +43,25 @@ class Statistics(unittest.TestCase):
     def test_one_who_does_nothing_is_infinitely_worse(self):
         self.assertEqual(compare(RATE, {0: [1.0]}, {0: [0.0]}).medians, float("inf"))
         self.assertEqual(compare(RATE, {0: [0.0]}, {0: [1.0]}).medians, 0.0)
+
+
+class Distances(unittest.TestCase):
+    CASE = "guests/loop-60"
+
+    def samples(self, *turns: tuple[str, int, float, tuple[float, float]]) -> Samples:
+        return Samples(Sample(self.CASE, who, number, 0, RATE, value, times) for who, number, value, times in turns)
+
+    def test_a_turn_is_near_or_far_if_it_was_so_before_and_after(self):
+        times = [(26.0, 27.0), (50.0, 26.0), (150.0, 160.0), (26.0, 150.0), (150.0, 26.0)]
+        found = self.samples(*(("Sluice", 0, 1.0, t) for t in times)).distances()
+        self.assertEqual(found, [Distance.NEAR, Distance.NEAR, Distance.FAR, None, None])
+
+    def test_a_case_is_told_apart_if_it_had_both(self):
+        near, far = (26.0, 26.0), (150.0, 150.0)
+        both = self.samples(("a", 0, 8.0, near), ("b", 0, 4.0, near), ("b", 1, 3.0, far), ("a", 1, 3.0, far))
+        ratios = {name: list(found)[1][3].medians for name, found in report.parts(both, self.CASE)}
+        self.assertEqual(ratios, {"": 1.5, "near": 2.0, "far": 1.0})
+        self.assertEqual([name for name, _ in report.parts(self.samples(("a", 0, 8.0, near)), self.CASE)], [""])
 
 
 class Frames(unittest.TestCase):
@@ -79,7 +98,7 @@ class Report(unittest.TestCase):
         bench = Bench(Cores(1, 0), Path("sluice"), Path("/nowhere"))
         for number, (ours, theirs) in enumerate(((80.0, 120.0), (90.0, 160.0))):
             for name, value in (("Sluice", ours), ("OVS <DPDK>", theirs)):
-                bench.samples.append(Sample("pipeline/port/1-flows", name, number, 0, CYCLES, value))
+                bench.samples.append(Sample("pipeline/port/1-flows", name, number, 0, CYCLES, value, (26.0, 27.5)))
         bench.notes["pipeline/port/1-flows", "other"] = "failed: not there"
         return bench
 

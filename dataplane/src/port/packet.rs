@@ -39,7 +39,7 @@ use self::socket::Arrival;
 use super::netdev::{Netdev, NetdevError};
 use super::overflow::{self, Overflow};
 use super::sockopt::Failure;
-use super::{Counters, Offloads, Port, PortError, Readiness, Sent, vnet};
+use super::{Counters, LONG_BATCH, Offloads, Port, PortError, Readiness, Sent, vnet};
 use crate::batch::Batch;
 use crate::frame::{Frame, FrameCache, HEADROOM, SMALL};
 
@@ -52,10 +52,6 @@ mod tests;
 
 /// The most queues of one device: sockets that share its traffic (`PACKET_FANOUT_MAX` of old kernels).
 pub const QUEUES_MAX: u16 = 256;
-
-/// How many frames longer than a slot are received at a time: half a megabyte of them, which is sent again before it
-/// leaves a core's cache. The stock of big frames that a thread keeps is as large.
-const LONG_BATCH: usize = 8;
 
 /// The device cannot be used.
 #[derive(Debug, Error)]

@@ -21,9 +21,9 @@ use thiserror::Error;
 
 use super::linkstats::LinkStats;
 use super::netdev::{self, Admin, Netdev, NetdevError};
-use super::{Counters, Offloads, Port, PortError, Readiness, Sent, vnet};
+use super::{Counters, LONG_BATCH, Offloads, Port, PortError, Readiness, Sent, vnet};
 use crate::batch::Batch;
-use crate::frame::{Frame, FrameCache};
+use crate::frame::{Frame, FrameCache, SMALL};
 
 #[cfg(test)]
 mod tests;
@@ -257,11 +257,18 @@ fn scatter(
 
 impl Port for TapPort {
     fn rx(&mut self, frames: &mut FrameCache, batch: &mut Batch) -> Result<(), PortError> {
+        let mut long = 0;
         for _ in 0..batch.remaining_capacity() {
             match self.read(frames) {
-                Ok(frame) => batch.extend(frame),
+                Ok(frame) => {
+                    long += usize::from(frame.as_ref().is_some_and(|frame| frame.len() > SMALL));
+                    batch.extend(frame);
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => return Err(PortError::Gone(error)),
+            }
+            if long == LONG_BATCH {
+                break;
             }
         }
         Ok(())

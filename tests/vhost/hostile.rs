@@ -27,6 +27,8 @@ use crate::support::lab::{PATIENCE, Seat, within};
 const HALF: Duration = Duration::from_millis(20);
 /// Of so many frames, which take two seconds: of few, half are slow if something else takes the switch's core for a moment.
 const ENOUGH: usize = 400;
+/// How often an attack is played until they do not.
+const TIMES: usize = 3;
 /// Less than a session waits for a frontend that hangs.
 const AT_ONCE: Duration = Duration::from_millis(700);
 
@@ -104,8 +106,15 @@ impl Scene {
         assert!(now.kib < before.kib + 16 * 1024, "{what}: {before:?} became {now:?}");
     }
 
-    /// Plays an attack, and sees that the others noticed nothing.
-    fn watch(&mut self, name: &str, attack: impl FnOnce(&Scene)) {
+    /// Plays an attack, and sees that the others noticed nothing: they lost nothing, and were not slow at least once of a few times,
+    /// for something else may take the switch's core at any other.
+    fn watch(&mut self, name: &str, attack: impl Fn(&Scene)) {
+        let slow: Vec<_> =
+            (0..TIMES).map(|_| self.play(name, &attack)).take_while(|seen| seen.p50 >= HALF).collect();
+        assert!(slow.len() < TIMES, "{name}: {slow:?}");
+    }
+
+    fn play(&mut self, name: &str, attack: impl Fn(&Scene)) -> Seen {
         let (mark, stop) = (self.honest.mark(), AtomicBool::new(false));
         let cpu = (Instant::now(), self.daemon.cpu_time());
         let answer = std::thread::scope(|scope| {
@@ -129,7 +138,7 @@ impl Scene {
         );
         assert!(self.daemon.is_running(), "{name}: the daemon has ended");
         assert_eq!(seen.lost, 0, "{name}: {seen:?}\n{}", self.daemon.port("far"));
-        assert!(seen.p50 < HALF, "{name}: {seen:?}");
+        seen
     }
 
     /// What honest guests saw since a mark; for longer than the attack took, if that was too short to judge by.
@@ -193,9 +202,9 @@ fn guests_that_break_rings(features: Features) {
     let before = scene.held();
     for attack in rings::attacks(features) {
         for side in [Side::Transmit, Side::Receive] {
-            let resets = scene.resets();
             let name = format!("{}, {side:?}", attack.name);
             scene.watch(&name, |scene| {
+                let resets = scene.resets();
                 let guest = scene.guest(features);
                 attack.play(&guest, side);
                 scene.await_reset(&name, resets, attack.says);
@@ -221,8 +230,8 @@ fn rudeness(attacks: &[Attack]) {
     let mut scene = Scene::new(&[]);
     let before = scene.held();
     for Attack { name, play, ends } in attacks {
-        let resets = scene.resets();
         scene.watch(name, |scene| {
+            let resets = scene.resets();
             play(scene);
             match ends {
                 Ends::Reset(says) => scene.await_reset(name, resets, says),
@@ -302,9 +311,11 @@ fn an_operator_at_work_bothers_no_guest() {
         }
     });
     scene.watch("another MTU, another number of queues", |scene| {
-        for (from, to) in
-            [("name = \"target\"", "name = \"target\"\nmtu = 1400"), ("mtu = 1400", "queues = 4")]
-        {
+        for (from, to) in [
+            ("name = \"target\"", "name = \"target\"\nmtu = 1400"),
+            ("mtu = 1400", "queues = 4"),
+            ("\nqueues = 4", ""),
+        ] {
             let _guest = scene.guest(SPLIT);
             scene.daemon.edit(from, to);
             scene.daemon.ask("apply");

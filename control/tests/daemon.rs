@@ -198,7 +198,9 @@ fn another_file_takes_the_place_of_the_configuration() {
         let report = rig.call(&format!("sluice/apply {}", other.display()));
         assert_eq!((&report["opened"], &report["closed"]), (&json!(["host1"]), &json!(["host0"])));
         assert_eq!(rig.text(), text);
-        assert!(exists("host1") && !exists("host0"));
+        assert!(exists("host1"));
+        // A process that another test is just starting may still hold the descriptor between fork and exec.
+        eventually("host0 goes", || !exists("host0"));
     });
 }
 

@@ -1,5 +1,6 @@
 //! `sluice pktgen` against the real daemon, over ports of every kind.
 
+use std::io::Read;
 use std::process::{Command, Stdio};
 
 use nix::sys::signal::{Signal, kill};
@@ -8,7 +9,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::support::daemon::{Daemon, bridge};
-use crate::support::lab::{Seat, eventually};
+use crate::support::lab::{Leashed, Seat, eventually};
 use crate::support::namespace::Namespace;
 
 const SLUICE: &str = env!("CARGO_BIN_EXE_sluice");
@@ -69,8 +70,9 @@ fn pktgen_finds_every_frame_over_afpacket_and_afxdp_at_its_rate() {
     let _daemon = Daemon::start(&namespace, &bridge(&["p1 afpacket", "p2 afpacket"]));
     for kind in ["afpacket", "afxdp"] {
         let ports = format!("--tx {kind}:g1 --rx {kind}:g2");
-        let plan = format!("{ports} --ratep 1000 --count 1500 --flows 20 --warm-up 0.2");
-        let report = pktgen_whole(&namespace, &plan, 1500);
+        // All of it has room in the switch's ring, however long that is kept from its core.
+        let plan = format!("{ports} --ratep 1000 --count 400 --flows 20 --warm-up 0.1 --windows 0.1");
+        let report = pktgen_whole(&namespace, &plan, 400);
         let median = report["tx_pps"]["median"].as_f64().expect("a rate");
         assert!(median > 0.0 && median < 1100.0, "{report:#}");
         let back = format!("--tx {kind}:g2 --rx {kind}:g1 --ratep 500 --count 100 --pkt-size 1514");
@@ -113,10 +115,14 @@ fn pktgen_is_a_guest_at_vhost_user_ports_of_both_kinds() {
     let ports = format!("--tx vhost-user:{} --rx vhost-user:{},server", theirs.display(), ours.display());
     pktgen_whole(&namespace, &format!("{ports} --ratep 2000 --count 2000 --warm-up 0.2"), 2000);
     assert!(!ours.exists(), "a socket was left");
-    let found =
-        pktgen(&namespace, &format!("{ports} --search --ratep 2000 --trial 0.2 --precision 0.2 --loss 0.1"));
-    let trials = found["trials"].as_array().expect("trials");
-    assert!(found["throughput_pps"].as_f64() > Some(100.0) && !trials.is_empty(), "{found:#}");
+    let search = format!("{ports} --search --ratep 2000 --trial 0.2 --precision 0.2 --loss 0.1");
+    let is_found = |found: &Value| {
+        assert!(found["trials"].as_array().is_some_and(|trials| !trials.is_empty()), "{found:#}");
+        found["throughput_pps"].as_f64() > Some(100.0)
+    };
+    // In a trial that the machine keeps from its core hardly anything is sent.
+    let found = (0..4).any(|_| is_found(&pktgen(&namespace, &search)));
+    assert!(found, "no throughput");
 }
 
 #[test]
@@ -124,12 +130,13 @@ fn pktgen_speaks_vxlan_to_a_switch_with_an_underlay_and_answers_for_the_other_en
     let Some(_seat) = Seat::take() else { return };
     let namespace = cables();
     let _daemon = Daemon::start(&namespace, OVERLAY);
-    let rate = "--ratep 1000 --count 500 --warm-up 2 --flows 5";
+    // All of it has room in the switch's ring, however long that is kept from its core.
+    let rate = "--ratep 150 --count 150 --warm-up 2 --flows 5";
     let out = format!("--tx afpacket:g2 --rx afpacket:g1 --answer 192.0.2.2 --no-announce {rate}");
-    let out = pktgen_whole(&namespace, &out, 500);
+    let out = pktgen_whole(&namespace, &out, 150);
     let outer = "--vxlan 5001 --vxlan-src 192.0.2.2 --vxlan-dst 192.0.2.1 --vxlan-dst-mac 02:00:00:00:aa:01";
     let back = format!("--tx afpacket:g1 --rx afpacket:g2 {outer} {rate}");
-    let back = pktgen_whole(&namespace, &back, 500);
+    let back = pktgen_whole(&namespace, &back, 150);
     assert_eq!((&out["frame_bytes"], &back["frame_bytes"]), (&60.into(), &110.into()));
 }
 
@@ -153,18 +160,20 @@ fn pktgen_reports_when_it_is_interrupted() {
     let (_dir, config) = overlay();
     let mut command =
         generator(&format!("--tx memory:p2 --rx memory:p1 --config {config} --count 0 --windows 0.05"));
-    let child = command.stdout(Stdio::piped()).spawn().expect("the sluice command");
-    let status = format!("/proc/{}/status", child.id());
+    let mut child = Leashed(command.stdout(Stdio::piped()).spawn().expect("the sluice command"));
+    let status = format!("/proc/{}/status", child.0.id());
     // Signals are blocked from then on, to be waited for (proc(5), SigBlk).
     eventually("it waits for signals", || {
         let status = std::fs::read_to_string(&status).expect("its status");
         let blocked = status.lines().find_map(|line| line.strip_prefix("SigBlk:")).expect("signals").trim();
         u64::from_str_radix(blocked, 16).expect("a mask") & 1 << (Signal::SIGINT as u64 - 1) != 0
     });
-    kill(Pid::from_raw(child.id() as i32), Signal::SIGINT).expect("our own child");
-    let output = child.wait_with_output().expect("its end");
-    let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
-    assert!(output.status.success() && report["sent"].as_u64() > Some(0), "{report:#}");
+    kill(Pid::from_raw(child.0.id() as i32), Signal::SIGINT).expect("our own child");
+    let mut said = String::new();
+    child.0.stdout.take().expect("a pipe").read_to_string(&mut said).expect("what it says");
+    let report: Value = serde_json::from_str(&said).expect("JSON");
+    let status = child.0.wait().expect("its end");
+    assert!(status.success() && report["sent"].as_u64() > Some(0), "{report:#}");
 }
 
 #[test]

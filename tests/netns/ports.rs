@@ -103,12 +103,8 @@ fn jumbo_frames_cross_whole() {
     site.assert_mesh(4 * MIB);
     for (from, to) in [(0, 1), (1, 2), (2, 0)] {
         let (from, to) = (&site.hosts[from], &site.hosts[to]);
-        assert!(
-            (0..3).any(|_| from.pings_whole(to.ip, 9000 - 28)),
-            "9000 bytes from {} to {}",
-            from.port,
-            to.port
-        );
+        let what = format!("9000 bytes from {} to {}", from.port, to.port);
+        eventually(&what, || from.pings_whole(to.ip, 9000 - 28));
     }
 }
 
@@ -120,7 +116,7 @@ fn a_frame_over_the_mtu_of_its_way_out_is_dropped_and_counted() {
     let daemon = site.start(&["p1 afpacket", "p2 afpacket"]);
     await_ping(&site.hosts[0], site.hosts[1].ip);
     assert!(!site.hosts[0].pings_whole(site.hosts[1].ip, 2500));
-    assert!(daemon.ask("drops").to_string().contains("mtu"), "{}", daemon.ask("drops"));
+    eventually("it is counted", || daemon.ask("drops").to_string().contains("mtu"));
 }
 
 #[test]

@@ -20,13 +20,14 @@ fn tags_come_and_go(kind: &str) {
     assert_eq!(trunk.next(), frame(1, 255, &[10], b"out"));
     trunk.send(&frame(2, 1, &[TAG], b"in"));
     assert_eq!(access.next(), frame(2, 1, &[], b"in"));
-    // What a port does not carry does not pass it; the last frame shows that the earlier ones are gone.
+    // What a port does not carry does not pass it; the last frames show that the earlier ones are gone.
     trunk.send(&frame(2, 1, &[TAG, 7], b"two tags fit no access port"));
     trunk.send(&frame(2, 255, &[30], b"no such VLAN here"));
     trunk.send(&frame(2, 255, &[], b"VLAN 0 neither"));
     trunk.send(&frame(2, 255, &[20], b"yes"));
+    trunk.send(&frame(2, 1, &[TAG], b"the last"));
     assert_eq!(other.next(), frame(2, 255, &[], b"yes"));
-    assert!(access.arrived().is_empty());
+    assert_eq!(access.next(), frame(2, 1, &[], b"the last"));
 }
 
 #[test]
@@ -54,10 +55,11 @@ fn reserved_addresses_and_group_sources_are_not_forwarded() {
     for bytes in [&bpdu, &forged, &frame(1, 255, &[], b"a good one")] {
         near.send(bytes);
     }
+    // The first that comes is not the first that was sent.
     assert_eq!(far.next(), frame(1, 255, &[], b"a good one"));
-    assert!(far.arrived().is_empty());
-    let drops = daemon.port("p1")["drops"].as_object().expect("drops by reason").len();
-    assert_eq!(drops, 2, "two reasons: {}", daemon.port("p1"));
+    let drops = || daemon.port("p1")["drops"].as_object().expect("drops by reason").len();
+    eventually("both are counted", || drops() >= 2);
+    assert_eq!(drops(), 2, "two reasons: {}", daemon.port("p1"));
     daemon.ask("bridge set br0 forward-bpdu=true");
     near.send(&bpdu);
     assert_eq!(far.next(), bpdu);

@@ -49,8 +49,9 @@ impl Daemon {
         self.await_answer();
     }
 
+    /// A thousand ports take it ten seconds and more on loaded cores.
     fn await_answer(&mut self) {
-        eventually("the daemon answers", || {
+        within(Duration::from_secs(90), "the daemon answers", || {
             if let Some(status) = self.child.try_wait().expect("its status") {
                 panic!("the daemon ended at once: {status}\n{}", self.log());
             }

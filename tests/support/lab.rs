@@ -1,5 +1,6 @@
 //! What every test in namespaces begins with, and how it waits.
 
+use std::process::Child;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -63,5 +64,15 @@ pub fn within(limit: Duration, what: &str, mut done: impl FnMut() -> bool) {
     while !done() {
         assert!(begun.elapsed() < limit, "not within {limit:?}: {what}");
         std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A process that does not outlive the test, however that ends.
+pub struct Leashed(pub Child);
+
+impl Drop for Leashed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }

@@ -12,7 +12,7 @@ use nix::sys::socket::{setsockopt, sockopt::RcvBufForce};
 use serde_json::Value;
 
 use super::host::Host;
-use super::lab::{PATIENCE, eventually};
+use super::lab::{Leashed, PATIENCE, eventually};
 use super::namespace::Namespace;
 
 /// Waits until `from` reaches `to`.
@@ -45,95 +45,144 @@ impl Tally {
     }
 }
 
+/// How many datagrams may be under way. Of several blasts together that is less than any ring on their way holds (256, of a
+/// veth pair with XDP): whoever is kept from its core loses none, however long that takes.
+const UNDER_WAY: u64 = 64;
+/// How long none is sent while so many are under way, or lost.
+const PAUSE: Duration = Duration::from_millis(50);
+/// The number of a datagram that comes after all others.
+const END: u64 = u64::MAX;
+
+/// What both ends and the test know.
+#[derive(Default)]
+struct Counts {
+    stop: AtomicBool,
+    /// Nothing is to come any more.
+    ended: AtomicBool,
+    sent: AtomicU64,
+    /// Different ones.
+    arrived: AtomicU64,
+    /// The highest number that arrived, and one.
+    reached: AtomicU64,
+}
+
 /// Numbered datagrams on their way, until stopped.
 pub struct Blast {
-    stop: Arc<AtomicBool>,
-    sent: Arc<AtomicU64>,
-    arrived: Arc<AtomicU64>,
-    sender: JoinHandle<()>,
-    receiver: JoinHandle<Tally>,
+    counts: Arc<Counts>,
+    threads: Option<(JoinHandle<()>, JoinHandle<Tally>)>,
 }
 
 impl Blast {
-    /// Sends `rate` datagrams a second of `size` bytes (at least 8) from one host to another.
+    /// Sends up to `rate` datagrams a second of `size` bytes (at least 8) from one host to another.
     pub fn start(from: &Host, to: &Host, rate: u32, size: usize) -> Blast {
         let rx = to.ns.run(|| UdpSocket::bind((to.ip, 0)).expect("a UDP socket"));
         setsockopt(&rx, RcvBufForce, &(16 << 20)).expect("a deep receive buffer");
         rx.set_read_timeout(Some(Duration::from_millis(100))).expect("a timeout");
         let tx = from.ns.run(|| UdpSocket::bind((from.ip, 0)).expect("a UDP socket"));
         tx.connect(rx.local_addr().expect("its address")).expect("a route");
-        let (stop, sent, arrived) = <(Arc<AtomicBool>, Arc<AtomicU64>, Arc<AtomicU64>)>::default();
+        let counts = Arc::<Counts>::default();
         let sender = std::thread::spawn({
-            let (stop, sent) = (stop.clone(), sent.clone());
-            move || send_numbered(&tx, rate, size, &stop, &sent)
+            let counts = counts.clone();
+            move || {
+                send_numbered(&tx, (rate, size), &counts);
+                send_end(&tx, size, &counts);
+            }
         });
         let receiver = std::thread::spawn({
-            let (stop, sent, arrived) = (stop.clone(), sent.clone(), arrived.clone());
-            move || receive_numbered(&rx, &stop, &sent, &arrived)
+            let counts = counts.clone();
+            move || receive_numbered(&rx, &counts)
         });
-        Blast { stop, sent, arrived, sender, receiver }
+        Blast { counts, threads: Some((sender, receiver)) }
+    }
+
+    /// How many were sent. The next may be on its way already.
+    pub fn sent(&self) -> u64 {
+        self.counts.sent.load(Ordering::Relaxed)
     }
 
     /// Waits until `n` more have arrived than had when called.
     pub fn await_more(&self, n: u64) {
-        let goal = self.arrived.load(Ordering::Relaxed) + n;
-        eventually(&format!("{n} more datagrams arrive"), || self.arrived.load(Ordering::Relaxed) >= goal);
+        let arrived = || self.counts.arrived.load(Ordering::Relaxed);
+        let goal = arrived() + n;
+        eventually(&format!("{n} more datagrams arrive"), || arrived() >= goal);
     }
 
     /// Stops sending, waits for the last to arrive, and counts.
-    pub fn stop(self) -> Tally {
-        self.stop.store(true, Ordering::Relaxed);
-        self.sender.join().expect("the sender");
-        let tally = self.receiver.join().expect("the receiver");
-        Tally { sent: self.sent.load(Ordering::Relaxed), ..tally }
+    pub fn stop(mut self) -> Tally {
+        self.counts.stop.store(true, Ordering::Relaxed);
+        let (sender, receiver) = self.threads.take().expect("nobody else takes them");
+        sender.join().expect("the sender");
+        let tally = receiver.join().expect("the receiver");
+        Tally { sent: self.sent(), ..tally }
     }
 }
 
-fn send_numbered(tx: &UdpSocket, rate: u32, size: usize, stop: &AtomicBool, sent: &AtomicU64) {
-    let begun = Instant::now();
+impl Drop for Blast {
+    fn drop(&mut self) {
+        self.counts.stop.store(true, Ordering::Relaxed);
+        self.counts.ended.store(true, Ordering::Relaxed);
+    }
+}
+
+fn datagram(number: u64, size: usize) -> Vec<u8> {
     let mut datagram = vec![0; size];
-    while !stop.load(Ordering::Relaxed) {
-        let due = (begun.elapsed().as_secs_f64() * f64::from(rate)) as u64;
+    datagram[..8].copy_from_slice(&number.to_be_bytes());
+    datagram
+}
+
+fn send_numbered(tx: &UdpSocket, (rate, size): (u32, usize), counts: &Counts) {
+    let begun = Instant::now();
+    let mut paused = begun;
+    while !counts.stop.load(Ordering::Relaxed) {
+        let sent = counts.sent.load(Ordering::Relaxed);
+        let due = ((begun.elapsed().as_secs_f64() * f64::from(rate)) as u64).saturating_sub(sent);
+        let mut room = (counts.reached.load(Ordering::Relaxed) + UNDER_WAY).saturating_sub(sent);
+        if room == 0 && paused.elapsed() > PAUSE {
+            room = 1;
+        }
         // After a pause of the machine, catch up gently: a burst would test its buffers, not the switch.
-        for _ in 0..due.saturating_sub(sent.load(Ordering::Relaxed)).min(u64::from(rate) / 200 + 1) {
-            datagram[..8].copy_from_slice(&sent.load(Ordering::Relaxed).to_be_bytes());
+        for number in sent..sent + due.min(room).min(u64::from(rate) / 200 + 1) {
+            paused = Instant::now();
             // A cable that is cut answers with an error: not sent, then.
-            if tx.send(&datagram).is_ok() {
-                sent.fetch_add(1, Ordering::Relaxed);
+            if tx.send(&datagram(number, size)).is_err() {
+                break;
             }
+            counts.sent.fetch_add(1, Ordering::Relaxed);
         }
         std::thread::sleep(Duration::from_millis(1));
     }
 }
 
-fn receive_numbered(rx: &UdpSocket, stop: &AtomicBool, sent: &AtomicU64, arrived: &AtomicU64) -> Tally {
+/// Says that it was the last, until that has arrived: what is not there by then is lost.
+fn send_end(tx: &UdpSocket, size: usize, counts: &Counts) {
+    let begun = Instant::now();
+    while !counts.ended.load(Ordering::Relaxed) && begun.elapsed() < PATIENCE {
+        let _ = tx.send(&datagram(END, size));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    counts.ended.store(true, Ordering::Relaxed);
+}
+
+fn receive_numbered(rx: &UdpSocket, counts: &Counts) -> Tally {
     let mut tally = Tally::default();
     let mut seen = std::collections::HashSet::new();
     let (mut next, mut buffer) = (0, vec![0; 65536]);
-    loop {
-        match rx.recv(&mut buffer) {
-            Ok(len) => {
-                assert!(len >= 8, "a datagram of {len} bytes that nobody sent");
-                let number = u64::from_be_bytes(buffer[..8].try_into().expect("eight bytes"));
-                tally.duplicated += u64::from(!seen.insert(number));
-                tally.reordered += u64::from(number < next);
-                next = next.max(number + 1);
-                arrived.store(seen.len() as u64, Ordering::Relaxed);
-            }
-            // Half a second of silence after the end: whatever is not here is lost.
-            Err(_) if stop.load(Ordering::Relaxed) && silent(rx, &mut buffer, sent, seen.len() as u64) => {
-                break;
-            }
-            Err(_) => {}
+    while !counts.ended.load(Ordering::Relaxed) {
+        let Ok(len) = rx.recv(&mut buffer) else { continue };
+        assert!(len >= 8, "a datagram of {len} bytes that nobody sent");
+        let number = u64::from_be_bytes(buffer[..8].try_into().expect("eight bytes"));
+        if number == END {
+            counts.ended.store(true, Ordering::Relaxed);
+            break;
         }
+        tally.duplicated += u64::from(!seen.insert(number));
+        tally.reordered += u64::from(number < next);
+        next = next.max(number + 1);
+        counts.arrived.store(seen.len() as u64, Ordering::Relaxed);
+        counts.reached.store(next, Ordering::Relaxed);
     }
     tally.received = seen.len() as u64;
     tally
-}
-
-/// Is everything here, or does nothing more come?
-fn silent(rx: &UdpSocket, buffer: &mut [u8], sent: &AtomicU64, seen: u64) -> bool {
-    seen == sent.load(Ordering::Relaxed) || (0..5).all(|_| rx.peek(buffer).is_err())
 }
 
 /// Sends `bytes` bytes over TCP and checks every one of them; how long it took.
@@ -170,14 +219,14 @@ pub fn tcp_between(from: &Namespace, to: &Namespace, ip: Ipv4Addr, bytes: usize)
 
 /// Runs iperf3 from one host to another with more options; its report.
 pub fn iperf3(from: &Host, to: &Host, options: &str) -> Value {
-    let mut server = to.ns.run(|| {
+    let server = to.ns.run(|| {
         let mut command = Command::new("iperf3");
         command.args(["-s", "-1"]).stdin(Stdio::null()).stdout(Stdio::null()).spawn().expect("iperf3")
     });
+    let server = Leashed(server);
     eventually("iperf3 listens", || !to.ns.sh("ss -Hltn sport = :5201").is_empty());
     let output = from.ns.output(&format!("timeout 60 iperf3 -J -c {} {options}", to.ip));
-    let _ = server.kill();
-    let _ = server.wait();
+    drop(server);
     let report: Value = serde_json::from_slice(&output.stdout)
         .unwrap_or_else(|e| panic!("iperf3 {options} from {} took a minute, or: {e}", from.port));
     assert!(report.get("error").is_none(), "iperf3 {options}: {}", report["error"]);

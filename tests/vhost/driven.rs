@@ -3,7 +3,7 @@
 
 use std::os::fd::AsFd;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -16,6 +16,8 @@ use dataplane::virtio::driver::user::lock;
 use dataplane::virtio::features::Features;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vhost::vhost_user::message::VhostUserProtocolFeatures as Protocol;
+
+use crate::support::lab::PATIENCE;
 
 /// What guests of ours negotiate, with split rings.
 pub const SPLIT: Features = Features(
@@ -32,6 +34,9 @@ pub const SIZE: u16 = 256;
 
 /// How often an honest guest sends.
 const TICK: Duration = Duration::from_millis(5);
+/// How many frames to the far one may be under way, and as many to the third station that reach both: they have room in its ring,
+/// however long the switch is kept from its core.
+const UNDER_WAY: usize = SIZE as usize / 4;
 /// What a frame of theirs is.
 const ETHERTYPE: [u8; 2] = [0x88, 0xb5];
 
@@ -84,6 +89,8 @@ pub const TARGET: u8 = 3;
 struct Record {
     /// When each was sent, and how long it took.
     frames: Mutex<Vec<(Instant, Option<Duration>)>>,
+    /// Those of them that came.
+    came: AtomicUsize,
     /// Frames of the third station that the far one has got.
     of_target: AtomicU64,
     stop: AtomicBool,
@@ -111,9 +118,10 @@ pub struct Seen {
 }
 
 impl Honest {
-    /// Starts them at two ports that listen.
-    pub fn start(near: &Path, far: &Path) -> Honest {
+    /// Starts them at two ports that listen. They send once those are up.
+    pub fn start([near, far]: [&Path; 2], await_up: impl FnOnce()) -> Honest {
         let guests = [near, far].map(|path| guest(path, SPLIT).expect("an honest guest"));
+        await_up();
         let record = Arc::new(Record::default());
         let thread = std::thread::spawn({
             let record = Arc::clone(&record);
@@ -140,9 +148,7 @@ impl Honest {
     pub fn since(&self, mark: usize) -> Seen {
         let end = self.mark();
         let began = Instant::now();
-        while self.frames()[mark..end].iter().any(|frame| frame.1.is_none())
-            && began.elapsed() < Duration::from_secs(2)
-        {
+        while self.frames()[mark..end].iter().any(|frame| frame.1.is_none()) && began.elapsed() < PATIENCE {
             std::thread::sleep(TICK);
         }
         let frames = self.frames()[mark..end].to_vec();
@@ -171,13 +177,7 @@ fn exchange(guests: &[Frontend; 2], record: &Record) {
     let mut next = Instant::now();
     while !record.stop.load(Ordering::Relaxed) {
         while lock(&near).receive().is_some() {}
-        let number = {
-            let mut frames = record.frames.lock().unwrap_or_else(PoisonError::into_inner);
-            frames.push((Instant::now(), None));
-            frames.len() as u64 - 1
-        };
-        send(&near, &frame(FAR, NEAR, number));
-        send(&near, &frame(TARGET, NEAR, number));
+        send_next(&near, record);
         next = (next + TICK).max(Instant::now());
         loop {
             let _ = call.read();
@@ -193,6 +193,17 @@ fn exchange(guests: &[Frontend; 2], record: &Record) {
     }
 }
 
+/// Sends one to the far one and one to the third, unless too many are under way or the ring is full.
+fn send_next(near: &Mutex<Pair>, record: &Record) {
+    let mut frames = record.frames.lock().unwrap_or_else(PoisonError::into_inner);
+    let (number, now) = (frames.len(), Instant::now());
+    let has_room = number < record.came.load(Ordering::Relaxed) + UNDER_WAY;
+    if has_room && send(near, &frame(FAR, NEAR, number as u64)) {
+        frames.push((now, None));
+        send(near, &frame(TARGET, NEAR, number as u64));
+    }
+}
+
 fn take(far: &Mutex<Pair>, record: &Record) {
     while let Some(received) = lock(far).receive() {
         let now = Instant::now();
@@ -202,6 +213,7 @@ fn take(far: &Mutex<Pair>, record: &Record) {
                 let frame = &mut frames[number as usize];
                 assert!(frame.1.is_none(), "frame {number} came twice");
                 frame.1 = Some(now - frame.0);
+                record.came.fetch_add(1, Ordering::Relaxed);
             }
             Some((TARGET, _)) => {
                 record.of_target.fetch_add(1, Ordering::Relaxed);

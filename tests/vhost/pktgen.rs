@@ -36,9 +36,10 @@ fn pktgen_in_a_guest_drives_the_switch_and_every_frame_is_counted() {
     assert!(said.contains("pps"), "{said}");
     let arrived = || count(&daemon, "vm1", "/rx/frames") - rx;
     within(SLOWLY, "all frames arrive", || arrived() >= FRAMES);
-    let drops: u64 =
-        daemon.port("p1")["drops"].as_object().expect("drops").values().filter_map(|n| n.as_u64()).sum();
-    let left = || count(&daemon, "p1", "/tx/frames") - tx + drops;
+    let dropped = || -> u64 {
+        daemon.port("p1")["drops"].as_object().expect("drops").values().filter_map(|n| n.as_u64()).sum()
+    };
+    let left = || count(&daemon, "p1", "/tx/frames") - tx + dropped();
     within(SLOWLY, "all frames leave", || left() >= FRAMES);
     // A few ARP requests may be among them.
     assert!(arrived() < FRAMES + 50, "{} frames of {FRAMES}", arrived());

@@ -15,6 +15,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::driven::{SPLIT, TARGET, frame, send};
 use crate::hostile::Scene;
+use crate::support::lab::PATIENCE;
 
 /// How an attack ends.
 #[derive(Debug, Clone, Copy)]
@@ -177,7 +178,7 @@ fn never_reads(scene: &Scene) {
     let wire = connect(scene);
     wire.stream().set_nonblocking(true).expect("a socket");
     let began = Instant::now();
-    while began.elapsed() < Duration::from_secs(5) {
+    while began.elapsed() < PATIENCE {
         match wire.send(&message(GET_FEATURES, VERSION, &[]), &[]) {
             Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => return,
             Err(_) => std::thread::sleep(Duration::from_millis(10)),

@@ -56,9 +56,10 @@ fn an_operator_adds_watches_and_removes_a_tenant() {
     ] {
         assert!(explained.contains(word), "{word} is not in: {explained}");
     }
-    let tunnels = fabric.node(1).daemon.ask("tunnel show");
     let busy = |tunnel: &serde_json::Value| tunnel["rx"]["frames"] != 0 && tunnel["tx"]["frames"] != 0;
-    assert!(tunnels.as_array().expect("tunnels").iter().all(busy), "{tunnels}");
+    eventually("all tunnels have counted", || {
+        fabric.node(1).daemon.ask("tunnel show").as_array().expect("tunnels").iter().all(busy)
+    });
 
     // The red VMs become another tenant's, in a tunnel that did not exist.
     for (node, vm, other) in [(1, near, 2), (2, far, 1)] {
@@ -109,7 +110,7 @@ fn assert_routed_to(fabric: &Fabric, far: &Host, add: impl Fn(&Node)) {
     let (node, vm) = (fabric.node(1), fabric.vm(&RED, 1));
     node.daemon.ask("segment set red vteps=[\"198.51.100.2\"]");
     assert!(!vm.pings(far.ip), "there is no route");
-    assert!(text(&node.daemon, "drops").contains("no-route"), "{}", text(&node.daemon, "drops"));
+    eventually("that is counted", || text(&node.daemon, "drops").contains("no-route"));
     add(node);
     await_ping(vm, far.ip);
     let routes = node.daemon.appctl(&["ovs/route/show"]);

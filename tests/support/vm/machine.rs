@@ -127,7 +127,7 @@ impl Machine {
         // A kernel that panics reboots; the machine then ends instead.
         command.args(["-action", "reboot=shutdown"]);
         command.args(["-machine", "q35,memory-backend=ram", "-accel", "tcg", "-cpu", "max"]);
-        command.args(["-smp", &self.cpus.to_string(), "-m", &format!("{MEMORY},slots=2,maxmem=1G")]);
+        command.args(["-smp", &self.cpus.to_string(), "-m", &format!("{MEMORY},slots=5,maxmem=1G")]);
         command.args(["-object", &self.memory.object("ram", MEMORY)]);
         command.arg("-kernel").arg(files.join("kernel")).arg("-initrd").arg(files.join("initramfs"));
         // On a machine that does other things, too, the kernel may find that a clock without KVM does not tick, and look for ways

@@ -116,14 +116,14 @@ fn metadata_moves_with_a_tag() {
 fn checksums_are_completed_by_the_kernel() {
     wired(|Wired { mut port, mut frames, .. }| {
         let (socket, mac) = listener();
+        // What nobody completes does not arrive: the first that does is the second.
+        let (frame, _) = rig::udp_with_partial_csum(mac, 9, b"nobody completes me");
+        rig::send(&mut port, &mut frames, &frame, Offload::NONE);
         let (frame, offload) = rig::udp_with_partial_csum(mac, 9, b"complete me");
         rig::send(&mut port, &mut frames, &frame, offload);
-        rig::send(&mut port, &mut frames, &frame, Offload::NONE);
         let mut buffer = [0; 64];
         let len = socket.recv(&mut buffer).unwrap();
         assert_eq!(&buffer[..len], b"complete me");
-        socket.set_nonblocking(true).unwrap();
-        assert!(socket.recv(&mut buffer).is_err(), "nobody completed that checksum");
     });
 }
 

@@ -151,11 +151,17 @@ fn send_full(side: &mut Side, batches: u16) {
     }
 }
 
-/// So many frames, and no more, are at the other end. The kernel brings them there before it returns from sending.
+/// So many frames, and no more, are at the other end. The kernel brings them there before it returns from sending, as a rule.
 #[track_caller]
 fn arrived(far: &mut RawSocket, count: usize) {
-    let looks = 2 * 4 * BATCH; // some find what hosts say of themselves
-    assert_eq!((0..looks).filter_map(|_| FarSide::receive(far)).count(), count);
+    let mut got = 0;
+    let mut look = || {
+        let looks = 2 * 4 * BATCH; // some find what hosts say of themselves
+        got += (0..looks).filter_map(|_| FarSide::receive(far)).count();
+        got
+    };
+    wait("what was sent", || (look() >= count).then_some(()));
+    assert_eq!(look(), count);
 }
 
 #[test]
@@ -380,7 +386,8 @@ fn a_program_that_a_predecessor_left_is_replaced() {
 fn child_that_holds_a_port() {
     let _side = Side::open("va", Mode::Native);
     println!("open");
-    std::thread::sleep(std::time::Duration::from_secs(60));
+    // Until it is killed, or who started it is gone.
+    let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
 }
 
 #[test]
@@ -389,6 +396,7 @@ fn a_killed_process_leaves_nothing() {
         veth("va", "vb", 1);
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "port::xdp::tests::child_that_holds_a_port", "--ignored", "--nocapture"])
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();

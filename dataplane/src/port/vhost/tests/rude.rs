@@ -68,8 +68,8 @@ fn whoever_leaves_between_messages_has_done_nothing_wrong() {
 #[test]
 fn whoever_talks_without_end_has_to_wait() {
     let (mut theirs, ours) = UnixStream::pair().unwrap();
-    let session = std::thread::spawn(move || converse(&ours, Duration::from_millis(50)));
     let began = Instant::now();
+    let session = std::thread::spawn(move || converse(&ours, Duration::from_millis(50)));
     (0..MESSAGES).for_each(|_| theirs.write_all(&message(3, 1, &[])).unwrap());
     theirs.write_all(&message(1, 1, &[])).unwrap();
     theirs.read_exact(&mut [0; 20]).unwrap();
@@ -92,11 +92,13 @@ fn a_hang_in_the_middle_of_a_message_is_a_reset_and_the_next_frontend_is_served(
     let mut bench = Bench::new(Role::Server);
     let mut guest = Guest::up(dial(&bench.path), FEATURES);
     bench.attach(1);
+    let began = Instant::now();
     guest.line.write_all(&message(1, 1, &[])[..11]).unwrap();
     guest.send(&numbered(0, 60));
     assert_eq!(bench.rx(), numbered(0, 60), "frames go on meanwhile");
-    let took = guest.is_left();
-    assert!(took > PATIENCE / 2 && took < 3 * PATIENCE, "{took:?}");
+    // Who waits for that has ten seconds of patience.
+    guest.is_left();
+    assert!(began.elapsed() > PATIENCE / 2, "{:?}", began.elapsed());
     assert!(bench.reset().contains("stopped in the middle of a message"));
     assert_eq!((bench.port.status().resets, bench.port.status().pairs), (1, 0));
     let _next = Guest::up(dial(&bench.path), FEATURES);
@@ -121,6 +123,7 @@ fn a_guest_that_breaks_its_ring_is_reset_and_told() {
     let mut guest = Guest::up(dial(&bench.path), FEATURES);
     bench.attach(1);
     guest.rings[1].add(&[Buffer::read(0xdead_0000, 100)], Form::Direct).unwrap();
+    let began = Instant::now();
     guest.rings[1].publish();
     assert!(rig::receive(&mut bench.queues[0], &mut bench.frames, |_| true).is_none());
     let reason = bench.reset();
@@ -128,9 +131,8 @@ fn a_guest_that_breaks_its_ring_is_reset_and_told() {
     assert_eq!(guest.errors[1].read().unwrap(), 1);
     guest.is_left();
     assert!(!bench.tx(&numbered(0, 60)));
-    let began = Instant::now();
     let mut next = Guest::up(dial(&bench.path), FEATURES);
-    assert!(began.elapsed() > Duration::from_millis(300), "not at once: {:?}", began.elapsed());
+    assert!(began.elapsed() > Duration::from_millis(500), "not at once: {:?}", began.elapsed());
     bench.attach(1);
     next.send(&numbered(1, 60));
     assert_eq!(bench.rx(), numbered(1, 60));

@@ -26,6 +26,8 @@ const SILENCE: Duration = Duration::from_millis(200);
 /// How long at most: what RFC 2544 waits (section 23). And as long as all that are missing may only be late: a neighbour can hold
 /// a switch's core, and what is in its rings, for half a second.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// Batches that are still taken once patience is over: as many as a long ring holds, and not for ever.
+const LAST_LOOKS: usize = 4096 / BATCH;
 /// How often the observer is told.
 const OBSERVE: Duration = Duration::from_millis(100);
 /// The port that only sends is asked for frames so seldom, in turns, if that costs a system call.
@@ -384,6 +386,16 @@ impl<'a> Run<'a> {
             }
             if self.ends.rx.is_some() {
                 self.tend()?;
+            }
+        }
+        self.look_again()
+    }
+
+    /// What came while this thread stood still is not lost.
+    fn look_again(&mut self) -> Result<(), PortError> {
+        for _ in 0..LAST_LOOKS {
+            if self.sink.unique() >= self.sent || self.receive()? == 0 {
+                break;
             }
         }
         Ok(())

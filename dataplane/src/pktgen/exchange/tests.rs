@@ -202,6 +202,44 @@ fn who_is_only_late_is_waited_for_unless_the_question_is_answered() {
     }
 }
 
+/// Keeps all that it has until it was given so many frames; then the machine stands still for as long as patience lasts, between two
+/// looks, before anybody gets them.
+struct Standstill {
+    port: Loop,
+    wanted: u64,
+    looks: u32,
+}
+
+impl Port for Standstill {
+    fn rx(&mut self, frames: &mut FrameCache, batch: &mut Batch) -> Result<(), PortError> {
+        self.looks += u32::from(self.wanted == 0);
+        match self.looks {
+            ..2 => Ok(()),
+            2 => {
+                std::thread::sleep(PATIENCE);
+                Ok(())
+            }
+            _ => self.port.rx(frames, batch),
+        }
+    }
+
+    fn tx(&mut self, frames: &mut FrameCache, batch: &mut Batch) -> Result<Sent, PortError> {
+        let sent = self.port.tx(frames, batch)?;
+        self.wanted -= u64::from(sent.frames);
+        Ok(sent)
+    }
+}
+
+#[test]
+fn what_came_while_the_machine_stood_still_is_not_lost() {
+    let (pool, frames) = stock();
+    let (port, peer) = pair(&pool, 4096);
+    let port = Standstill { port: Loop { port: Box::new(port), peer }, wanted: 2000, looks: 0 };
+    let mut ends = ends(Box::new(port), None, frames);
+    let outcome = exchange(&mut ends, &mut made(1), plan(2000), &mut |_| Verdict::GoOn).unwrap();
+    assert_eq!((outcome.sent, outcome.lost), (2000, 0));
+}
+
 #[test]
 fn frames_of_a_file_are_only_counted() {
     let (pool, frames) = stock();

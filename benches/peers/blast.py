@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from pathlib import Path
 
-from . import frames
+from . import frames, jobs
 from .duel import Bench
 from .jobs import Job, Place, Room, run
 from .net import Namespace
@@ -21,20 +21,12 @@ def compiled(room: Room, out: int = 0) -> Path:
     return path
 
 
-def tool(bench: Bench) -> Path:
-    """The generator, compiled once."""
-    path = bench.dir / "blast"
-    if not path.exists():
-        run("clang", "-O2", "-o", path, HERE / "blast.c", "-lbpf")
-    return path
-
-
 def start(bench: Bench, room: Room, netns: Namespace, device: str) -> Job:
     """Offers as many of the shortest frames as can be, to 02:00:00:00:00:02."""
     index = int(netns.run("cat", f"/sys/class/net/{device}/ifindex"))
     frame = room.dir / "frame"
     frame.write_bytes(frames.frame(frames.Traffic("tuples", 1), 0))
-    return room.start(Place(bench.cores.generator, netns.name), tool(bench), compiled(room, index), frame)
+    return room.start(Place(bench.cores.generator, netns.name), jobs.compiled(bench.dir, "blast", "-lbpf"), compiled(room, index), frame)
 
 
 def sink(room: Room, netns: Namespace, device: str) -> None:

@@ -6,12 +6,12 @@
  *
  * Prints nanoseconds. */
 #define _GNU_SOURCE
-#include <pthread.h>
-#include <sched.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <time.h>
+
+#include "cores.h"
 
 enum { TRIES = 20, TRIPS = 1000 };
 
@@ -23,14 +23,6 @@ static double now(void)
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return t.tv_sec * 1e9 + t.tv_nsec;
-}
-
-static int run_on(int core)
-{
-    cpu_set_t cores;
-    CPU_ZERO(&cores);
-    CPU_SET(core, &cores);
-    return pthread_setaffinity_np(pthread_self(), sizeof cores, &cores);
 }
 
 static void *play(void *core)

@@ -18,7 +18,6 @@ from .jobs import Failed, Room, compiled, run
 from .machine import Cores, before_others
 from .stats import Figure, Sample, Samples
 
-
 CROSSING = ("guests", "machines", "wires")
 """Groups of cases whose frames go from one core to the other."""
 
@@ -130,21 +129,24 @@ def attempt(bench: Bench, case: Case, contestant: Contestant, act) -> bool | Non
         return None
 
 
-def core_to_core(bench: Bench) -> float:
-    """Latency between both cores now, in nanoseconds."""
+def core_to_core(bench: Bench, case: Case) -> float | None:
+    """Latency between both cores now, in nanoseconds; None: it does not matter to the case."""
+    if case.group not in CROSSING:
+        return None
     return float(run(compiled(bench.dir, "core_to_core"), bench.cores.generator, bench.cores.switch))
 
 
 def turn(bench: Bench, case: Case, contestant: Contestant, number: int) -> None:
     """Its windows of one round."""
     with before_others():
-        before = core_to_core(bench)
+        before = core_to_core(bench, case)
         contestant.resume()
         try:
             found = contestant.measure(bench.windows, bench.seconds)
         finally:
             contestant.pause()
-        times = (before, core_to_core(bench)) if case.group in CROSSING else None
+        after = core_to_core(bench, case)
+    times = (before, after) if before and after else None
     for window, figures in enumerate(found):
         for figure, value in figures.items():
             bench.samples.append(Sample(case.name, contestant.name, number, window, figure, value, times))

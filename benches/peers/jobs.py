@@ -68,11 +68,11 @@ def run(*argv: object, timeout: float = 60) -> str:
     return said
 
 
-def compiled(out: Path, name: str) -> Path:
+def compiled(out: Path, name: str, *libraries: str) -> Path:
     """A program of ours in C, compiled into a directory, once."""
     program = out / name
     if not program.exists():
-        run("clang", "-O2", "-pthread", "-o", program, HERE / f"{name}.c")
+        run("clang", "-O2", "-pthread", "-o", program, HERE / f"{name}.c", *libraries)
     return program
 
 

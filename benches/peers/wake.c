@@ -5,8 +5,6 @@
  *
  * Prints the median and the 99th percentile in microseconds. */
 #define _GNU_SOURCE
-#include <pthread.h>
-#include <sched.h>
 #include <stdatomic.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -14,6 +12,8 @@
 #include <sys/eventfd.h>
 #include <time.h>
 #include <unistd.h>
+
+#include "cores.h"
 
 static int kick;
 static atomic_long woken;
@@ -23,14 +23,6 @@ static double now(void)
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return t.tv_sec * 1e6 + t.tv_nsec / 1e3;
-}
-
-static int run_on(int core)
-{
-    cpu_set_t cores;
-    CPU_ZERO(&cores);
-    CPU_SET(core, &cores);
-    return pthread_setaffinity_np(pthread_self(), sizeof cores, &cores);
 }
 
 static void *sleeper(void *core)

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::net::Ipv4Addr;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
@@ -10,11 +10,11 @@ use nix::unistd::Pid;
 use tempfile::TempDir;
 
 use super::host::Host;
-use super::lab::within;
+use super::lab::{Leashed, within};
 
 /// Echo requests on their way, until stopped.
 pub struct Pulse {
-    ping: Child,
+    ping: Leashed,
     dir: TempDir,
 }
 
@@ -27,7 +27,7 @@ impl Pulse {
         command.args(["-oL", "ping", "-n", "-D", "-i", &interval.as_secs_f64().to_string()]);
         command.args(["-s", &size.to_string(), &to.to_string()]);
         command.stdin(Stdio::null()).stdout(answers).stderr(Stdio::null());
-        Pulse { ping: from.ns.run(|| command.spawn().expect("stdbuf and ping")), dir }
+        Pulse { ping: Leashed(from.ns.run(|| command.spawn().expect("stdbuf and ping"))), dir }
     }
 
     /// When the answers came, in seconds since the epoch.
@@ -57,15 +57,8 @@ impl Pulse {
 
     /// Stops, and says how long the longest time between two answers was.
     pub fn stop(mut self) -> Duration {
-        kill(Pid::from_raw(self.ping.id() as i32), Signal::SIGINT).expect("our own child");
-        self.ping.wait().expect("its status");
+        kill(Pid::from_raw(self.ping.0.id() as i32), Signal::SIGINT).expect("our own child");
+        self.ping.0.wait().expect("its status");
         self.gap_since(0)
-    }
-}
-
-impl Drop for Pulse {
-    fn drop(&mut self) {
-        let _ = self.ping.kill();
-        let _ = self.ping.wait();
     }
 }
